@@ -1,0 +1,36 @@
+# Two commands do everything: `make demo` and `make test`. Each sets up .venv first where that is needed.
+PYTHON ?= python3
+DEMO ?= demo-workspace
+BIN := .venv/bin
+
+.PHONY: setup demo test check format bench clean
+
+demo: .venv/installed
+	$(BIN)/tool demo $(DEMO)
+
+test: check
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed
+	$(BIN)/python -m bench
+
+setup: .venv/installed
+
+# uv resolves torch and torchvision together, from one index. UV_TORCH_BACKEND=cpu makes it a CPU-only build.
+.venv/installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade uv
+	$(BIN)/python -m uv pip install --python $(BIN)/python --editable '.[server,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

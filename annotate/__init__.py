@@ -1,0 +1,1 @@
+"""Paintings, Label Studio, and the masks that people draw: the first stage, which the others build on."""

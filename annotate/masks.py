@@ -1,0 +1,117 @@
+"""Masks on disk: mode-L PNGs that say which encoding they hold."""
+
+from __future__ import annotations
+
+import struct
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from annotate.errors import UserError
+from annotate.files import whole_file
+
+CHUNK = "encoding"
+
+
+class Encoding(StrEnum):
+    """What the numbers of a mask mean."""
+
+    RAW = "coco-stuff-raw"  # COCO-Stuff ids 0..181, 255 = unlabelled
+    SHIFTED = "coco-stuff-shifted"  # raw + 1, 0 = unlabelled
+
+
+def write_mask(path: Path, ids: NDArray[np.uint8], encoding: Encoding) -> None:
+    """Write a mask, whole or not at all.
+
+    Args:
+        path: the PNG.
+        ids: (H, W) uint8.
+        encoding: what the ids are; stored in the PNG's text chunk `encoding`.
+    """
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise ValueError(f"a mask is (H, W) uint8, got {ids.shape} {ids.dtype}")
+    info = PngImagePlugin.PngInfo()
+    info.add_text(CHUNK, encoding.value)
+    with whole_file(path) as temporary:
+        Image.fromarray(ids, mode="L").save(temporary, format="PNG", pnginfo=info)
+
+
+def mask_encoding(path: Path) -> Encoding | None:
+    """Which encoding a mask says it has; None for a foreign PNG without the chunk."""
+    with _open(path) as image:
+        value = image.info.get(CHUNK)
+    return Encoding(value) if value in set(Encoding) else None
+
+
+def read_mask(path: Path, encoding: Encoding, foreign: Encoding | None = None) -> NDArray[np.uint8]:
+    """Read a mask as (H, W) uint8 ids in `encoding`.
+
+    Args:
+        path: a PNG of mode L (palette PNGs are read by index).
+        encoding: the encoding that the caller needs.
+        foreign: what a PNG without the chunk holds (`--encoding`).
+
+    Raises:
+        UserError: no file, not an image, a wrong mode, or another encoding than the one asked for.
+    """
+    with _open(path) as image:
+        found = image.info.get(CHUNK)
+        if image.mode not in ("L", "P"):
+            raise UserError(
+                f"{path}: a mask is a PNG of mode L, got mode {image.mode}; export it as 8-bit greyscale"
+            )
+        try:
+            ids = np.array(image, dtype=np.uint8)
+        except (OSError, SyntaxError, ValueError, struct.error) as error:
+            raise UserError(
+                f"{path}: damaged mask ({error}); delete it and run the step that wrote it"
+            ) from error
+    if found is None:
+        if foreign is None:
+            raise UserError(
+                f"{path}: does not say whether it is raw or shifted; add --encoding raw or shifted"
+            )
+        found = foreign.value
+    if found != encoding.value:
+        raise UserError(f"{path}: is {found}, but {encoding.value} is needed here")
+    return ids
+
+
+def shift(raw: NDArray[np.uint8], n_labels: int = 182) -> NDArray[np.uint8]:
+    """Raw ids to shifted ids: raw + 1, with 255 (unlabelled) becoming 0.
+
+    Args:
+        raw: (H, W) raw COCO-Stuff ids.
+        n_labels: channels of the one-hot mask; shifted ids are 0..n_labels - 1.
+
+    Raises:
+        UserError: an id that has no channel; the line names the n_labels that would have one.
+
+    Source: taming-transformers, taming/data/sflckr.py (shift_segmentation).
+    """
+    shifted: NDArray[np.uint8] = raw + np.uint8(1)  # uint8 wraps 255 to 0
+    if shifted.size and int(shifted.max()) >= n_labels:
+        worst = int(shifted.max()) - 1
+        raise UserError(
+            f"raw id {worst} has no channel with n_labels {n_labels}; "
+            f"use --n-labels {worst + 2} or give the class another id"
+        )
+    return shifted
+
+
+def unshift(shifted: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shifted ids back to raw ids; 0 becomes 255."""
+    raw: NDArray[np.uint8] = shifted - np.uint8(1)
+    return raw
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such mask") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path}: not a readable PNG; delete it and run the step that wrote it") from error

@@ -1,0 +1,234 @@
+"""Paintings: what a folder holds, how one is read, and the workspace's list of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from annotate.errors import UserError
+from annotate.files import write_whole
+from annotate.progress import progress
+from annotate.workspace import Workspace, safe_key
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MAX_PIXELS = 100_000_000  # 300 MB as RGB; a larger one is reported with the size that would do
+_EXIF_ORIENTATION = 0x0112
+
+Image.MAX_IMAGE_PIXELS = None  # `_decode` has its own limit, checked before any pixel is read
+
+
+@dataclass(frozen=True)
+class Painting:
+    """One painting of the workspace."""
+
+    key: str  # path relative to the given folder, without suffix
+    path: str  # absolute, or relative to the workspace where it lies inside
+    size: tuple[int, int]  # (H, W) in pixels, upright
+    sha256: str  # of the file's bytes
+    split: str  # "hand": a person annotates it; "rest": the model does
+
+    def file(self, workspace: Workspace) -> Path:
+        return workspace.root / self.path
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a folder holds: good paintings by key, and one line for each that was left out."""
+
+    paintings: tuple[Painting, ...]
+    problems: tuple[str, ...]
+
+
+def scan(folder: Path, workspace: Workspace, known: Mapping[str, Painting] | None = None) -> Scan:
+    """List the paintings of a folder and its subfolders, each decoded once.
+
+    Args:
+        folder: where the paintings lie.
+        workspace: paths inside it are kept relative to it; files of its own are not paintings.
+        known: what earlier scans found; a file whose bytes did not change is not decoded again.
+
+    Raises:
+        UserError: no such folder, no images in it, or two files with one key.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder that holds the paintings")
+    root = folder.resolve()
+    own = {
+        (workspace.root / name).resolve()
+        for name in ("masks", "models", "samples", "reports", ".label-studio")
+    }
+    files = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = sorted(
+            n for n in folders if not n.startswith(".") and (Path(parent) / n).resolve() not in own
+        )
+        files += [Path(parent) / n for n in sorted(names) if not n.startswith(".")]
+    files = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise UserError(
+            f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))}); give the folder with the paintings"
+        )
+    by_key: dict[str, Path] = {}
+    for path in files:
+        key = safe_key(path.relative_to(root).with_suffix("").as_posix())
+        if key in by_key:
+            raise UserError(f"{by_key[key]} and {path} share the key {key!r}; rename one of them")
+        by_key[key] = path
+    known = known or {}
+
+    def look(item: tuple[str, Path]) -> Painting | str:
+        key, path = item
+        try:
+            content = path.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            seen = known.get(key)
+            size = seen.size if seen and seen.sha256 == digest else _decode(content, path).shape[:2]
+        except UserError as error:
+            return error.message
+        except OSError as error:
+            return f"{path}: cannot be read ({error.strerror})"
+        inside = path.is_relative_to(workspace.root.resolve())
+        place = path.relative_to(workspace.root.resolve()) if inside else path
+        return Painting(key, place.as_posix(), (size[0], size[1]), digest, seen.split if seen else "rest")
+
+    with ThreadPoolExecutor() as pool, progress("Reading the paintings", len(by_key)) as advance:
+        looked = []
+        for result in pool.map(look, by_key.items()):
+            looked.append(result)
+            advance()
+    good = tuple(one for one in looked if isinstance(one, Painting))
+    return Scan(good, tuple(one for one in looked if isinstance(one, str)))
+
+
+def load_painting(path: Path) -> NDArray[np.uint8]:
+    """Read a painting as (H, W, 3) uint8 sRGB, upright, whatever its file holds.
+
+    EXIF rotation is applied, transparency lies on white, CMYK goes through its own colour profile where it
+    has one, 16-bit greyscale is scaled to 8.
+
+    Raises:
+        UserError: missing, damaged, or larger than MAX_PIXELS.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); put the painting back or push again"
+        ) from error
+    return _decode(content, path)
+
+
+def browser_bytes(path: Path) -> tuple[bytes, str]:
+    """A painting as a browser and Label Studio can show it: (file bytes, suffix).
+
+    The file's own bytes where they will do; otherwise (TIFF, CMYK, 16 bit, EXIF rotation) a PNG made from
+    what `load_painting` reads, so that masks drawn in the browser fit the painting on disk.
+    """
+    content = path.read_bytes()
+    suffix = path.suffix.lower()
+    with Image.open(io.BytesIO(content)) as image:
+        plain = image.format in ("JPEG", "PNG", "WEBP", "BMP", "GIF") and image.mode in (
+            "RGB",
+            "L",
+            "RGBA",
+            "P",
+            "1",
+        )
+        upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+        named_right = suffix in {"JPEG": (".jpg", ".jpeg")}.get(
+            image.format or "", (f".{image.format}".lower(),)
+        )
+    if plain and upright and named_right:
+        return content, suffix
+    buffer = io.BytesIO()
+    Image.fromarray(_decode(content, path)).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue(), ".png"
+
+
+def read_index(workspace: Workspace) -> dict[str, Painting]:
+    """The workspace's paintings by key, in the order of the list.
+
+    Raises:
+        UserError: no list yet, or a damaged line.
+    """
+    if not workspace.index_file.exists():
+        raise UserError(f"{workspace.root}: no paintings yet; run `tool annotate push PAINTINGS` first")
+    found = {}
+    for number, line in enumerate(workspace.index_file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            height, width = row["size"]
+            key = safe_key(row["key"])
+            found[key] = Painting(key, row["path"], (int(height), int(width)), row["sha256"], row["split"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{workspace.index_file}:{number}: damaged ({error}); delete it and push again"
+            ) from error
+    return found
+
+
+def write_index(workspace: Workspace, paintings: Iterable[Painting]) -> None:
+    """Write `paintings.jsonl`, sorted by key, whole or not at all."""
+    rows = sorted(paintings, key=lambda one: one.key)
+    write_whole(
+        workspace.index_file, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rows)
+    )
+
+
+def _decode(content: bytes, path: Path) -> NDArray[np.uint8]:
+    if not content:
+        raise UserError(f"{path}: empty file; copy it again from its source")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                scale = (MAX_PIXELS / (width * height)) ** 0.5
+                raise UserError(
+                    f"{path}: {width} x {height} is {width * height / 1e6:.0f} megapixels, more than "
+                    f"{MAX_PIXELS / 1e6:.0f}; scale it to {int(width * scale)} x {int(height * scale)} or less"
+                )
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(_to_rgb(upright, path))
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, struct.error, EOFError, MemoryError) as error:
+        raise UserError(f"{path}: not a readable image ({error}); copy it again from its source") from error
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "CMYK" and "icc_profile" in image.info:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+            converted = ImageCms.profileToProfile(
+                image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+            if converted is not None:
+                return converted
+        except ImageCms.PyCMSError:
+            pass  # a damaged profile: the plain conversion below
+    if image.mode.startswith("I"):  # 16 bits of grey, in I;16 or in I
+        grey = np.asarray(image, dtype=np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise UserError(f"{path}: 32-bit greyscale; export it with 8 or 16 bits a channel")
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UserError(f"{path}: floating-point greyscale; export it with 8 or 16 bits a channel")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

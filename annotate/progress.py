@@ -1,0 +1,70 @@
+"""Progress bars and notes, on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import click
+
+
+def note(text: str) -> None:
+    """One line for the person at the terminal; stdout stays free for the result."""
+    click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar with rate and time left.
+
+    Yields:
+        `advance(steps=1, note="")`: move the bar; `note` is shown at its end (a loss, a file name).
+
+    On a terminal the bar moves; elsewhere a line is printed every ten seconds and at the end.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from _plain(title, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task(title, total=total, note="")
+
+        def advance(steps: int = 1, note: str | None = None) -> None:
+            if note is None:
+                bars.update(task, advance=steps)
+            else:
+                bars.update(task, advance=steps, note=note)
+
+        yield advance
+
+
+def _plain(title: str, total: int) -> Iterator[Callable[..., None]]:
+    started = last = time.monotonic()
+    done, latest = 0, ""
+
+    def line() -> None:
+        click.echo(
+            f"{title}: {done}/{total}  {time.monotonic() - started:.0f} s  {latest}".rstrip(), err=True
+        )
+
+    def advance(steps: int = 1, note: str | None = None) -> None:
+        nonlocal done, last, latest
+        done += steps
+        latest = latest if note is None else note
+        if time.monotonic() - last >= 10:
+            last = time.monotonic()
+            line()
+
+    yield advance
+    line()

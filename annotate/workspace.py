@@ -1,0 +1,152 @@
+"""The workspace: one folder that holds everything, and where each thing lies in it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from annotate.classes import ClassTable
+from annotate.errors import UserError
+from annotate.files import read_json, write_json, write_whole
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `tool.toml` says. No secrets."""
+
+    fraction: float = 0.25
+    seed: int = 0
+    studio_url: str = ""  # empty: the embedded server of this workspace
+    studio_project: int | None = None
+    classes: ClassTable = field(default_factory=ClassTable)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths of one workspace. Making one touches nothing on disk."""
+
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.root / "tool.toml"
+
+    @property
+    def index_file(self) -> Path:
+        return self.root / "paintings.jsonl"
+
+    @property
+    def studio_folder(self) -> Path:
+        return self.root / ".label-studio"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    def masks(self, kind: str) -> Path:
+        """Folder of `hand`, `pseudo`, `confidence` or `shifted` masks."""
+        if kind not in ("hand", "pseudo", "confidence", "shifted"):
+            raise ValueError(f"no masks of kind {kind!r}")
+        return self.root / "masks" / kind
+
+    def mask(self, kind: str, key: str) -> Path:
+        """`masks/KIND/KEY.png`.
+
+        Raises:
+            UserError: a key that would lie outside the folder (absolute, or with `..`).
+        """
+        return self.masks(kind) / f"{safe_key(key)}.png"
+
+    def model(self, name: str) -> Path:
+        """Folder of one model: `deeplab`, `painting-codes`, `mask-codes` or `transformer`."""
+        return self.root / "models" / name
+
+    def keys_with_mask(self, kind: str) -> list[str]:
+        """Keys that have a mask of this kind, sorted."""
+        folder = self.masks(kind)
+        if not folder.is_dir():
+            return []
+        found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.png"))
+        return sorted(str(PurePosixPath(key)) for key in found if not key.name.startswith("."))
+
+    def settings(self) -> Settings:
+        """Read `tool.toml`; without one, the defaults.
+
+        Raises:
+            UserError: the file is not TOML, or a value has another type.
+        """
+        if not self.settings_file.exists():
+            return Settings()
+        try:
+            table = tomllib.loads(self.settings_file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.settings_file}: {error}; mend that line") from error
+        studio = table.get("studio", {})
+        try:
+            return Settings(
+                fraction=float(table.get("fraction", 0.25)),
+                seed=int(table.get("seed", 0)),
+                studio_url=str(studio.get("url", "")),
+                studio_project=int(studio["project"]) if "project" in studio else None,
+                classes=ClassTable.from_list(table["classes"]) if "classes" in table else ClassTable(),
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.settings_file}: {error}; mend that value") from error
+
+    def save_settings(self, **changes: Any) -> Settings:
+        """Change some settings in `tool.toml`, keeping the user's comments and every other line."""
+        import tomlkit
+
+        before = self.settings()
+        after = replace(before, **changes)
+        if self.settings_file.exists():
+            document = tomlkit.parse(self.settings_file.read_text(encoding="utf-8"))
+        else:
+            document = tomlkit.document()
+            document.add(
+                tomlkit.comment(
+                    "Settings of this workspace. Where regions overlap, the higher `order` is seen."
+                )
+            )
+        document["fraction"] = after.fraction
+        document["seed"] = after.seed
+        studio = document.setdefault("studio", tomlkit.table())
+        studio["url"] = after.studio_url
+        if after.studio_project is not None:
+            studio["project"] = after.studio_project
+        if "classes" not in document or after.classes != before.classes:
+            rows = tomlkit.aot()
+            for row in after.classes.as_list():
+                rows.append(tomlkit.item(row))
+            document["classes"] = rows
+        write_whole(self.settings_file, tomlkit.dumps(document))
+        return after
+
+    def save_report(self, name: str, figures: dict[str, Any]) -> Path:
+        """Keep a step's last figures in `reports/NAME.json`, where `status` and the report find them."""
+        path = self.reports / f"{name}.json"
+        write_json(path, figures)
+        return path
+
+    def report(self, name: str) -> dict[str, Any] | None:
+        """A step's last figures; None where it has not run."""
+        path = self.reports / f"{name}.json"
+        return dict(read_json(path)) if path.exists() else None
+
+
+def safe_key(key: str) -> str:
+    """The key, if it names a place inside a folder.
+
+    Raises:
+        UserError: empty, absolute, with a backslash or NUL, or with a part that is `.` or `..`.
+    """
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in key or "\0" in key:
+        raise UserError(f"key {key!r} would lie outside the workspace; rename the painting")
+    return key
