@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from annotate.classes import ClassTable
@@ -73,7 +73,7 @@ class Workspace:
         if not folder.is_dir():
             return []
         found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.png"))
-        return sorted(str(PurePosixPath(key)) for key in found if not key.name.startswith("."))
+        return sorted(key.as_posix() for key in found)
 
     def settings(self) -> Settings:
         """Read `tool.toml`; without one, the defaults.
