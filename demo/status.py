@@ -1,0 +1,140 @@
+"""`tool status`: where the workspace stands along the flow, and the command to run next."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from annotate.options import emit, json_option, workspace_option
+from annotate.workspace import Workspace
+
+# the steps that only need a model's folder: model, what it is called, the command that makes it
+MODELS = (
+    ("deeplab", "DeepLab", "tool segment train"),
+    ("painting-codes", "painting codes", "tool generate train painting"),
+    ("mask-codes", "mask codes", "tool generate train mask"),
+    ("transformer", "transformer", "tool generate train transformer"),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the flow: `done` of `total`, what the files say about it, and how to go on."""
+
+    name: str
+    done: int
+    total: int
+    note: str = ""
+    command: str = ""  # brings the step forward
+
+    @property
+    def complete(self) -> bool:
+        return self.total > 0 and self.done >= self.total
+
+
+@dataclass(frozen=True)
+class Position:
+    """The whole flow, in order, and the next command, ready to be copied."""
+
+    workspace: str
+    steps: tuple[Step, ...]
+    next: str
+
+
+def position(workspace: Workspace) -> Position:
+    """Read off the workspace's files where it stands; nothing is started and no model is loaded."""
+    from annotate.paintings import read_index
+
+    paintings = read_index(workspace) if workspace.index_file.exists() else {}
+    hand = set(workspace.keys_with_mask("hand")) & paintings.keys()
+    pseudo = set(workspace.keys_with_mask("pseudo")) & paintings.keys()
+    shifted = set(workspace.keys_with_mask("shifted")) & paintings.keys()
+    asked = sum(one.split == "hand" for one in paintings.values())
+    rest = len(paintings) - len(hand)
+    models = {name: _model_step(workspace, name, title, command) for name, title, command in MODELS}
+    stale = _stale(workspace, hand)
+    samples = len(list(workspace.samples.glob("*.png"))) if workspace.samples.is_dir() else 0
+    a_key = shlex.quote(min(shifted)) if shifted else "KEY"
+    steps = (
+        Step(
+            "paintings",
+            len(paintings),
+            len(paintings),
+            f"{asked} to annotate",
+            "tool annotate push PAINTINGS",
+        ),
+        Step("hand masks", len(hand), asked, "", "tool annotate pull"),
+        Step(*_fields(models["deeplab"]), note=stale, command="tool segment train"),
+        Step("pseudo masks", len(pseudo - hand), rest, _confidence(workspace), "tool segment pseudo-label"),
+        Step("shifted masks", len(shifted), len(hand | pseudo), "", "tool segment convert"),
+        models["painting-codes"],
+        models["mask-codes"],
+        models["transformer"],
+        Step("samples", samples, 1, "", f"tool generate sample --mask {a_key}"),
+    )
+    return Position(str(workspace.root), steps, _next(workspace, steps, bool(stale)))
+
+
+def _model_step(workspace: Workspace, name: str, title: str, command: str) -> Step:
+    made = (workspace.model(name) / "model.safetensors").exists()
+    return Step(title, int(made), 1, "", command)
+
+
+def _fields(step: Step) -> tuple[str, int, int]:
+    return step.name, step.done, step.total
+
+
+def _stale(workspace: Workspace, hand: set[str]) -> str:
+    """How many hand masks are newer than the model that should have learnt from them."""
+    model = workspace.model("deeplab") / "model.safetensors"
+    if not model.exists():
+        return ""
+    trained = model.stat().st_mtime
+    newer = sum(workspace.mask("hand", key).stat().st_mtime > trained for key in hand)
+    return f"{newer} hand masks are newer: train again" if newer else ""
+
+
+def _confidence(workspace: Workspace) -> str:
+    figures: dict[str, Any] = workspace.report("segment-pseudo-label") or {}
+    mean = figures.get("mean_confidence")
+    return f"mean confidence {mean:.2f}" if isinstance(mean, float) else ""
+
+
+def _next(workspace: Workspace, steps: tuple[Step, ...], stale: bool) -> str:
+    here = (
+        "" if workspace.root.resolve() == Path.cwd() else f" --workspace {shlex.quote(str(workspace.root))}"
+    )
+    by_name = {step.name: step for step in steps}
+    if by_name["hand masks"].done == 0 and by_name["paintings"].done:
+        return f"annotate in Label Studio (tool annotate serve{here}), then: tool annotate pull{here}"
+    for step in steps:
+        open_ended = step.name == "hand masks" and step.done > 0  # a person decides when it is enough
+        if (not step.complete and not open_ended) or (step.name == "DeepLab" and stale):
+            return step.command + here
+    return by_name["samples"].command + here
+
+
+def _table(found: Position) -> str:
+    lines = [f"workspace {found.workspace}"]
+    for step in found.steps:
+        mark = "done" if step.complete else ("part" if step.done else "")
+        lines.append(f"  {step.name:<15}{step.done:>6} of {step.total:<6}{mark:<6}{step.note}".rstrip())
+    return "\n".join([*lines, f"next: {found.next}"])
+
+
+@click.command()
+@workspace_option
+@json_option
+def status(workspace: Workspace, as_json: bool) -> None:
+    """Where the workspace stands along the flow, and the command to run next.
+
+    \b
+    Example:
+      tool status --workspace my-demo
+    """
+    found = position(workspace)
+    emit(found, as_json, _table(found))
