@@ -108,7 +108,7 @@ def render(rng: np.random.Generator, scene: Composition) -> NDArray[np.uint8]:
         count = int(height * width * share / unit**2)
         ys, xs = rng.uniform(0, height, count), rng.uniform(0, width, count)
         _strokes(rng, draw, scene, palettes, ys, xs, length * unit)
-    small = np.argwhere(ids == LIGHT)
+    small = np.argwhere(ids == LIGHT).astype(np.float64)
     if len(small):
         _strokes(rng, draw, scene, palettes, small[:, 0] + 0.5, small[:, 1] + 0.5, 3.0 * unit)
     painted = canvas.resize((width, height), Image.Resampling.BOX)
