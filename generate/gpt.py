@@ -1,0 +1,88 @@
+"""The transformer that predicts painting tokens from mask tokens. State-dict names are taming-transformers'.
+
+Source: taming-transformers, taming/modules/transformer/mingpt.py (after minGPT).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generate.config import GPTConfig
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention to the past; separate projections, as the checkpoints hold them."""
+
+    def __init__(self, c: GPTConfig) -> None:
+        super().__init__()
+        self.heads, self.rate = c.heads, c.dropout
+        self.key = nn.Linear(c.width, c.width)
+        self.query = nn.Linear(c.width, c.width)
+        self.value = nn.Linear(c.width, c.width)
+        self.proj = nn.Linear(c.width, c.width)
+        self.resid_drop = nn.Dropout(c.dropout)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, heads, T, C / heads)."""
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.split(f(x)) for f in (self.query, self.key, self.value))
+        rate = self.rate if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
+        return cast(Tensor, self.resid_drop(self.proj(y.transpose(1, 2).reshape(x.shape))))
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward of four times the width, each behind a layer norm."""
+
+    def __init__(self, c: GPTConfig) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(c.width)
+        self.ln2 = nn.LayerNorm(c.width)
+        self.attn = CausalSelfAttention(c)
+        self.mlp = nn.Sequential(
+            nn.Linear(c.width, 4 * c.width), nn.GELU(), nn.Linear(4 * c.width, c.width), nn.Dropout(c.dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        return x + cast(Tensor, self.mlp(self.ln2(x)))
+
+
+class GPT(nn.Module):
+    """Learned absolute positions, one token embedding for mask and painting tokens, logits over the codebook."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.width)
+        self.pos_emb = nn.Parameter(Tensor(1, config.block_size, config.width))
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.layers)))
+        self.ln_f = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        nn.init.zeros_(self.pos_emb)
+        self.apply(_init)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) int64, T at most block_size -> logits (B, T, vocab_size); row t predicts token t + 1.
+
+        Raises:
+            ValueError: more tokens than the block holds.
+        """
+        length = tokens.shape[1]
+        if length > self.config.block_size:
+            raise ValueError(f"{length} tokens, but block_size is {self.config.block_size}")
+        x = self.drop(self.tok_emb(tokens) + self.pos_emb[:, :length])  # (B, T, C)
+        return cast(Tensor, self.head(self.ln_f(self.blocks(x))))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
