@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -23,18 +24,23 @@ class Encoding(StrEnum):
     SHIFTED = "coco-stuff-shifted"  # raw + 1, 0 = unlabelled
 
 
-def write_mask(path: Path, ids: NDArray[np.uint8], encoding: Encoding) -> None:
+def write_mask(
+    path: Path, ids: NDArray[np.uint8], encoding: Encoding, about: Mapping[str, str] | None = None
+) -> None:
     """Write a mask, whole or not at all.
 
     Args:
         path: the PNG.
         ids: (H, W) uint8.
         encoding: what the ids are; stored in the PNG's text chunk `encoding`.
+        about: more text chunks; in the same file, so that they can never belong to another mask.
     """
     if ids.ndim != 2 or ids.dtype != np.uint8:
         raise ValueError(f"a mask is (H, W) uint8, got {ids.shape} {ids.dtype}")
     info = PngImagePlugin.PngInfo()
     info.add_text(CHUNK, encoding.value)
+    for name, text in (about or {}).items():
+        info.add_text(name, text)
     with whole_file(path) as temporary:
         Image.fromarray(ids, mode="L").save(temporary, format="PNG", pnginfo=info)
 
@@ -44,6 +50,16 @@ def mask_encoding(path: Path) -> Encoding | None:
     with _open(path) as image:
         value = image.info.get(CHUNK)
     return Encoding(value) if value in set(Encoding) else None
+
+
+def mask_texts(path: Path) -> dict[str, str]:
+    """The text chunks of a mask; no pixel is read.
+
+    Raises:
+        UserError: no file, or not an image.
+    """
+    with _open(path) as image:
+        return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
 
 
 def read_mask(path: Path, encoding: Encoding, foreign: Encoding | None = None) -> NDArray[np.uint8]:

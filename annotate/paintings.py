@@ -22,8 +22,17 @@ from annotate.progress import progress
 from annotate.workspace import Workspace, safe_key
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+THUMBNAIL = 16  # pixels
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a larger one is reported with the size that would do
 _EXIF_ORIENTATION = 0x0112
+# what every browser shows and Label Studio takes, by the format that the content really has
+_BROWSER_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+}
 
 Image.MAX_IMAGE_PIXELS = None  # `_decode` has its own limit, checked before any pixel is read
 
@@ -44,10 +53,11 @@ class Painting:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds: good paintings by key, and one line for each that was left out."""
+    """What a folder holds."""
 
-    paintings: tuple[Painting, ...]
-    problems: tuple[str, ...]
+    paintings: tuple[Painting, ...]  # by key
+    problems: tuple[str, ...]  # one line for each file that was left out
+    thumbnails: Mapping[str, NDArray[np.uint8]]  # (THUMBNAIL, THUMBNAIL, 3), of those that were decoded now
 
 
 def scan(folder: Path, workspace: Workspace, known: Mapping[str, Painting] | None = None) -> Scan:
@@ -64,28 +74,9 @@ def scan(folder: Path, workspace: Workspace, known: Mapping[str, Painting] | Non
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder that holds the paintings")
     root = folder.resolve()
-    own = {
-        (workspace.root / name).resolve()
-        for name in ("masks", "models", "samples", "reports", ".label-studio")
-    }
-    files = []
-    for parent, folders, names in os.walk(root):
-        folders[:] = sorted(
-            n for n in folders if not n.startswith(".") and (Path(parent) / n).resolve() not in own
-        )
-        files += [Path(parent) / n for n in sorted(names) if not n.startswith(".")]
-    files = [path for path in files if path.suffix.lower() in SUFFIXES]
-    if not files:
-        raise UserError(
-            f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))}); give the folder with the paintings"
-        )
-    by_key: dict[str, Path] = {}
-    for path in files:
-        key = safe_key(path.relative_to(root).with_suffix("").as_posix())
-        if key in by_key:
-            raise UserError(f"{by_key[key]} and {path} share the key {key!r}; rename one of them")
-        by_key[key] = path
+    by_key, problems = _keys(root, _files(folder, workspace))
     known = known or {}
+    thumbnails: dict[str, NDArray[np.uint8]] = {}
 
     def look(item: tuple[str, Path]) -> Painting | str:
         key, path = item
@@ -93,22 +84,31 @@ def scan(folder: Path, workspace: Workspace, known: Mapping[str, Painting] | Non
             content = path.read_bytes()
             digest = hashlib.sha256(content).hexdigest()
             seen = known.get(key)
-            size = seen.size if seen and seen.sha256 == digest else _decode(content, path).shape[:2]
+            if seen and seen.sha256 == digest:
+                size = seen.size
+            else:
+                pixels = _decode(content, path)
+                size = pixels.shape[0], pixels.shape[1]
+                thumbnails[key] = thumbnail(pixels)
         except UserError as error:
             return error.message
         except OSError as error:
             return f"{path}: cannot be read ({error.strerror})"
-        inside = path.is_relative_to(workspace.root.resolve())
-        place = path.relative_to(workspace.root.resolve()) if inside else path
-        return Painting(key, place.as_posix(), (size[0], size[1]), digest, seen.split if seen else "rest")
+        return Painting(key, _place(path, workspace), size, digest, seen.split if seen else "rest")
 
+    looked = []
     with ThreadPoolExecutor() as pool, progress("Reading the paintings", len(by_key)) as advance:
-        looked = []
         for result in pool.map(look, by_key.items()):
             looked.append(result)
             advance()
     good = tuple(one for one in looked if isinstance(one, Painting))
-    return Scan(good, tuple(one for one in looked if isinstance(one, str)))
+    return Scan(good, (*problems, *(one for one in looked if isinstance(one, str))), thumbnails)
+
+
+def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) to (THUMBNAIL, THUMBNAIL, 3), stretched to a square: mean colours, place by place."""
+    small = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX, reducing_gap=2.0)
+    return np.asarray(small)
 
 
 def load_painting(path: Path) -> NDArray[np.uint8]:
@@ -132,24 +132,19 @@ def load_painting(path: Path) -> NDArray[np.uint8]:
 def browser_bytes(path: Path) -> tuple[bytes, str]:
     """A painting as a browser and Label Studio can show it: (file bytes, suffix).
 
-    The file's own bytes where they will do; otherwise (TIFF, CMYK, 16 bit, EXIF rotation) a PNG made from
-    what `load_painting` reads, so that masks drawn in the browser fit the painting on disk.
+    The file's own bytes where they will do; otherwise (TIFF, CMYK, 16 bit, EXIF rotation, animation) a PNG
+    made from what `load_painting` reads, so that masks drawn in the browser fit the painting on disk.
+
+    Raises:
+        UserError: missing or damaged.
     """
     content = path.read_bytes()
     suffix = path.suffix.lower()
     with Image.open(io.BytesIO(content)) as image:
-        plain = image.format in ("JPEG", "PNG", "WEBP", "BMP", "GIF") and image.mode in (
-            "RGB",
-            "L",
-            "RGBA",
-            "P",
-            "1",
-        )
+        shown = image.mode in ("RGB", "L", "RGBA", "P", "1") and not getattr(image, "is_animated", False)
         upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
-        named_right = suffix in {"JPEG": (".jpg", ".jpeg")}.get(
-            image.format or "", (f".{image.format}".lower(),)
-        )
-    if plain and upright and named_right:
+        named_right = suffix in _BROWSER_SUFFIXES.get(image.format or "", ())
+    if shown and upright and named_right:
         return content, suffix
     buffer = io.BytesIO()
     Image.fromarray(_decode(content, path)).save(buffer, format="PNG", compress_level=3)
@@ -184,6 +179,50 @@ def write_index(workspace: Workspace, paintings: Iterable[Painting]) -> None:
     write_whole(
         workspace.index_file, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in rows)
     )
+
+
+def _files(folder: Path, workspace: Workspace) -> list[Path]:
+    """All image files below a folder, sorted; hidden ones and the workspace's own results are none."""
+    root = folder.resolve()
+    own = {(workspace.root / name).resolve() for name in ("masks", "models", "samples", "reports")}
+    files = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = sorted(
+            name for name in folders if name[0] != "." and (Path(parent) / name).resolve() not in own
+        )
+        files += [Path(parent) / name for name in sorted(names) if name[0] != "."]
+    files = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise UserError(
+            f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))}); give the folder with the paintings"
+        )
+    return files
+
+
+def _keys(root: Path, files: Iterable[Path]) -> tuple[dict[str, Path], list[str]]:
+    """The files by key, and one line for each whose name cannot be a key."""
+    by_key: dict[str, Path] = {}
+    problems = []
+    for path in files:
+        key = path.relative_to(root).with_suffix("").as_posix()
+        if not key.isprintable():  # line breaks, and bytes that are not UTF-8
+            problems.append(f"{str(path)!r}: a name with unprintable characters; rename it")
+            continue
+        try:
+            safe_key(key)
+        except UserError as error:
+            problems.append(f"{path}: {error.message}")
+            continue
+        if key in by_key:
+            raise UserError(f"{by_key[key]} and {path} share the key {key!r}; rename one of them")
+        by_key[key] = path
+    return by_key, problems
+
+
+def _place(path: Path, workspace: Workspace) -> str:
+    """How the list names a file: relative to the workspace inside it, so that it can move as a whole."""
+    root = workspace.root.resolve()
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _decode(content: bytes, path: Path) -> NDArray[np.uint8]:

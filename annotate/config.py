@@ -1,0 +1,34 @@
+"""Settings of the annotation stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from annotate.options import setting
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """Which paintings a person annotates, and where."""
+
+    fraction: float | None = setting(
+        None,
+        "Share of the paintings that a person annotates; it may grow later, the earlier ones stay."
+        "  [default: tool.toml's, 0.25 at first]",
+        low=0.0,
+        high=1.0,
+    )
+    strategy: str = setting(
+        "spread",
+        "How they are chosen: `spread` covers the collection's looks, `random` draws evenly, `all` takes each.",
+        choices=("spread", "random", "all"),
+    )
+    seed: int | None = setting(None, "Seed of the draw.  [default: tool.toml's, 0 at first]", low=0)
+    keys: Path | None = setting(
+        None, "File with one key a line: exactly these are chosen, besides the earlier ones."
+    )
+    url: str | None = setting(
+        None,
+        "Label Studio's address, or `embedded`.  [default: LABEL_STUDIO_URL, then tool.toml's, then embedded]",
+    )

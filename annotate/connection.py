@@ -1,0 +1,177 @@
+"""HTTP to Label Studio: retries where they can do no harm, bounded answers, one-line errors."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from annotate.errors import UserError
+
+TRIES = 6  # with the waits below about 10 s: a server that restarts is back by then
+FIRST_WAIT = 0.3  # seconds; doubled each time
+LONGEST_WAIT = 30.0  # whatever Retry-After asks for
+MOST_BYTES = 64 * 2**20  # of one answer; an annotation of a 100-megapixel painting has a tenth of it
+_BUSY = (500, 502, 503, 504)
+
+
+class MissingError(UserError):
+    """The server has no such thing (any more)."""
+
+
+class UnsureError(UserError):
+    """The connection broke after something was sent that must not be sent twice: it may have been done."""
+
+
+class UnavailableError(Exception):
+    """The server could not answer now; asking again may help."""
+
+
+class Connection:
+    """One server and one key.
+
+    Args:
+        url: the server's address, without a path of the API.
+        headers: gives the authorisation headers; asked before each request, as tokens run out. It may raise
+            `UnavailableError` or `UserError`.
+        client: the HTTP client; closed with the connection.
+    """
+
+    def __init__(self, url: str, headers: Callable[[], Mapping[str, str]], client: httpx.Client) -> None:
+        self.url = url
+        self._headers = headers
+        self._client = client
+
+    def get(self, path: str, params: Mapping[str, Any] | None = None, tries: int = TRIES) -> Any:
+        """JSON of one GET."""
+        return self._request("GET", path, True, tries, {"params": params})
+
+    def send(self, method: str, path: str, *, repeat: bool, **content: Any) -> Any:
+        """POST, PATCH or DELETE; the answer's JSON, None where it has no body.
+
+        Args:
+            repeat: whether doing it twice does no harm. Without it, a break after sending is `UnsureError`.
+            content: httpx's own `json`, `files` or `params`.
+        """
+        return self._request(method, path, repeat, TRIES, content)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _request(self, method: str, path: str, repeat: bool, tries: int, content: Mapping[str, Any]) -> Any:
+        reason, wait = "", 0.0
+        for attempt in range(tries):
+            time.sleep(wait)
+            wait = FIRST_WAIT * 2**attempt * random.uniform(0.8, 1.2)
+            try:
+                headers = dict(self._headers())
+            except UnavailableError as error:
+                reason = str(error)
+                continue
+            try:
+                with self._client.stream(
+                    method, f"{self.url}/{path}", headers=headers, **content
+                ) as response:
+                    body = self._read(response, path)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent
+                reason = _reason(error)
+                continue
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise UserError(f"{self.url}: not a web address ({error}); mend LABEL_STUDIO_URL") from error
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                reason = _reason(error)
+                if not repeat:
+                    raise UnsureError(
+                        f"{self.url}: the connection broke ({reason}); run the command again"
+                    ) from error
+                continue
+            if response.status_code == 429 or (response.status_code in _BUSY and repeat):
+                reason = f"it answers {response.status_code}"
+                wait = max(wait, _retry_after(response))
+                continue
+            if response.status_code in _BUSY:
+                raise UnsureError(
+                    f"{self.url}: the server answers {response.status_code}; run the command again"
+                )
+            if response.status_code >= 300:
+                raise self._refusal(response, body, path)
+            if not body:
+                return None
+            try:
+                return json.loads(body)
+            except ValueError as error:  # covers text that is not UTF-8
+                if "html" in response.headers.get("content-type", ""):
+                    raise UserError(
+                        f"{self.url}: answers, but is not a Label Studio; mend LABEL_STUDIO_URL"
+                    ) from error
+                reason = "its answer is not JSON"
+                if not repeat:
+                    raise UnsureError(f"{self.url}: {reason}; run the command again") from error
+        raise UserError(
+            f"{self.url}: Label Studio does not answer ({reason}); "
+            "check LABEL_STUDIO_URL and that the server runs, then run the command again"
+        )
+
+    def _read(self, response: httpx.Response, path: str) -> bytes:
+        chunks, total = [], 0
+        for chunk in response.iter_bytes():
+            total += len(chunk)
+            if total > MOST_BYTES:
+                raise UserError(
+                    f"{self.url}/{path}: an answer of more than {MOST_BYTES >> 20} MiB is refused"
+                )
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _refusal(self, response: httpx.Response, body: bytes, path: str) -> UserError:
+        status = response.status_code
+        if status in (401, 403):
+            return UserError(
+                f"{self.url}: Label Studio refuses the key ({status}); "
+                "copy a valid one from its Account & Settings page to LABEL_STUDIO_API_KEY"
+            )
+        if status < 400:
+            return UserError(
+                f"{self.url}: redirects to {response.headers.get('location', '?')[:200]}; "
+                "set LABEL_STUDIO_URL to the final address"
+            )
+        said = _said(body)
+        if status == 404:
+            return MissingError(f"{self.url}/{path}: not there (404{said})")
+        return UserError(f"{self.url}/{path}: Label Studio refuses it ({status}{said})")
+
+
+def _said(body: bytes) -> str:
+    """The server's own words, shortened to one line."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return ""
+    words: Any = found
+    if isinstance(found, dict):
+        words = found.get("validation_errors") or found.get("detail") or found
+    return ": " + " ".join(str(words).split())[:300]
+
+
+def _reason(error: httpx.TransportError | httpx.DecodingError) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "no answer in time"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the server asks to wait: a number or a date (RFC 9110, 10.2.3)."""
+    value = response.headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (TypeError, ValueError):
+            return 0.0
+    return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else 0.0

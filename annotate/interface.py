@@ -1,0 +1,58 @@
+"""Label Studio's labelling interface, made from the class table.
+
+Every class stands there once; the tool (brush `b`, polygon `p`, eraser `e`) is chosen on the toolbar. So a
+region comes as two results of one id: its shape (`brush`), and its shape with the label (`label`).
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+from annotate.classes import ClassTable
+from annotate.regions import BRUSH, IMAGE, LABEL, POLYGON
+
+# How strongly a region covers the painting: seen at a glance, and the strokes still show through. Brush regions
+# have their own fixed 0.6 in the editor.
+OPACITY = "0.5"
+_KEYS = "1234567890qwtasdfgxcyijknm"  # letters that the editor's own tools leave free
+
+
+def labelling_interface(classes: ClassTable) -> str:
+    """The labelling configuration: brush, eraser and polygon for every class, with colour and hotkey.
+
+    Source: labelstud.io/tags (Image, Labels, Brush, Polygon).
+    """
+    view = ET.Element("View")
+    ET.SubElement(
+        view,
+        "Image",
+        name=IMAGE,
+        value="$image",
+        zoom="true",
+        zoomControl="true",
+        brightnessControl="true",
+        contrastControl="true",
+        rotateControl="false",  # masks of a turned image would not fit the painting
+        smoothing="false",  # zoomed in, pixels stay pixels
+    )
+    labels = ET.SubElement(view, "Labels", name=LABEL, toName=IMAGE, opacity=OPACITY, showInline="true")
+    for number, one in enumerate(classes.classes):
+        label = ET.SubElement(labels, "Label", value=one.name, background=one.color)
+        if number < len(_KEYS):
+            label.set("hotkey", _KEYS[number])
+    ET.SubElement(view, "Brush", name=BRUSH, toName=IMAGE)
+    ET.SubElement(view, "Polygon", name=POLYGON, toName=IMAGE, strokeWidth="2", pointSize="small")
+    ET.indent(view)
+    return ET.tostring(view, encoding="unicode")
+
+
+def shows(config: str, classes: ClassTable) -> bool:
+    """Whether a project's interface has every class in its colour, whatever else a person added there."""
+    try:
+        found = {
+            (element.get("value"), (element.get("background") or "").lower())
+            for element in ET.fromstring(config).iter("Label")
+        }
+    except ET.ParseError:
+        return False
+    return all((one.name, one.color.lower()) in found for one in classes.classes)

@@ -1,0 +1,228 @@
+"""Paintings to Label Studio: each exactly once, however often the command runs or is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from annotate.config import PushConfig
+from annotate.connection import UnsureError
+from annotate.errors import UserError
+from annotate.paintings import (
+    Painting,
+    Scan,
+    browser_bytes,
+    load_painting,
+    read_index,
+    scan,
+    thumbnail,
+    write_index,
+)
+from annotate.progress import note, progress
+from annotate.selection import draw_random, draw_spread, listed, share
+from annotate.server import Login
+from annotate.studio import Studio, Task, Upload, connect
+from annotate.workspace import Workspace
+
+BATCH_FILES = 50  # the server takes 100 at most
+BATCH_BYTES = 32 * 2**20  # what a request may hold besides its first file
+MOST_BYTES = 240 * 2**20  # of one file; the server takes requests of 250 MiB
+ROUNDS = 3  # how often the server's list is compared again after a broken connection
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did."""
+
+    url: str  # of the project
+    project: int
+    paintings: int  # good ones in the folder
+    chosen: int  # of them a person annotates
+    added: int  # tasks made now
+    there: int  # tasks that were there before
+    problems: tuple[str, ...]  # one line for each painting left out
+    login: Login | None  # of the embedded server
+
+
+def push(workspace: Workspace, folder: Path, config: PushConfig) -> PushResult:
+    """Scan a folder, choose the paintings that a person annotates, and make a task of each on the server.
+
+    The choice is written to `paintings.jsonl` before anything is sent; what the server has already, by key, is
+    not sent again. A painting whose file changed after it was sent is a problem line: its annotations belong
+    to the old one.
+
+    Raises:
+        UserError: no images, two paintings with one key, an unknown `--keys` line, or the server's refusal.
+    """
+    known = read_index(workspace) if workspace.index_file.exists() else {}
+    found = scan(folder, workspace, known)
+    if not found.paintings:
+        raise UserError(f"{folder}: none of its images can be used; the first: {found.problems[0]}")
+    settings = workspace.settings()
+    fraction = settings.fraction if config.fraction is None else config.fraction
+    seed = settings.seed if config.seed is None else config.seed
+    _refuse_two_folders(workspace, found.paintings, known)
+    earlier = {key for key, one in known.items() if one.split == "hand"}
+    chosen = _choose(workspace, found, earlier, config, fraction, seed)
+    index = {one.key: replace(one, split="hand" if one.key in chosen else "rest") for one in found.paintings}
+    if (fraction, seed) != (settings.fraction, settings.seed) or not workspace.settings_file.exists():
+        workspace.save_settings(fraction=fraction, seed=seed)
+
+    studio = connect(workspace, config.url)
+    try:
+        project, fresh = studio.open_project(workspace)
+        if fresh and settings.studio_project is not None:
+            note(f"project {settings.studio_project} is not on {studio.url}: made project {project}")
+        there = _tasks_by_key(studio, project)
+        changed = [one for key, one in index.items() if key in there and there[key].sha256 != one.sha256]
+        for one in changed:  # the list keeps the painting that the annotations belong to
+            index[one.key] = replace(known.get(one.key, one), split="hand")
+        kept = {key: one for key, one in known.items() if key not in index and one.file(workspace).exists()}
+        if index | kept != known:
+            write_index(workspace, (index | kept).values())
+        missing = [one for key, one in index.items() if key in chosen and key not in there]
+        added, failed = _add(studio, project, missing, workspace)
+    finally:
+        studio.close()
+
+    problems = (*found.problems, *failed, *(_changed_line(one, there[one.key], workspace) for one in changed))
+    url = f"{studio.url}/projects/{project}/data"
+    already = len(chosen & there.keys())
+    result = PushResult(url, project, len(index), len(chosen), added, already, problems, studio.login)
+    figures = {"paintings": len(index), "chosen": len(chosen), "added": added, "there": already}
+    workspace.save_report("annotate-push", figures | {"left_out": len(problems), "url": url})
+    return result
+
+
+def _choose(
+    workspace: Workspace, found: Scan, earlier: set[str], config: PushConfig, fraction: float, seed: int
+) -> set[str]:
+    """Keys of the folder's paintings that a person annotates: the earlier ones and those drawn now."""
+    keys = {one.key for one in found.paintings}
+    earlier &= keys
+    if config.keys is not None:
+        try:
+            lines = config.keys.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{config.keys}: cannot be read ({error}); give a text file with one key a line"
+            ) from error
+        return earlier | listed(lines, keys)
+    if config.strategy == "all":
+        return keys
+    count = share(len(keys), fraction)
+    if count <= len(earlier):
+        return earlier
+    if config.strategy == "random":
+        return draw_random(keys, count, earlier, seed)
+    thumbnails = dict(found.thumbnails)
+    unseen = [one for one in found.paintings if one.key not in thumbnails]
+
+    def look(one: Painting) -> None:
+        thumbnails[one.key] = thumbnail(load_painting(one.file(workspace)))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(look, unseen))
+    return draw_spread(thumbnails, count, earlier, seed)
+
+
+def _refuse_two_folders(
+    workspace: Workspace, paintings: Iterable[Painting], known: Mapping[str, Painting]
+) -> None:
+    """A key must not change its painting because another folder was given."""
+    for one in paintings:
+        before = known.get(one.key)
+        if before is None or before.path == one.path or before.sha256 == one.sha256:
+            continue
+        if before.file(workspace).exists():
+            raise UserError(
+                f"{before.file(workspace)} and {one.file(workspace)} share the key {one.key!r}; "
+                "rename one of them, or take another --workspace for the other folder"
+            )
+
+
+def _tasks_by_key(studio: Studio, project: int) -> dict[str, Task]:
+    """The server's tasks of ours; of two with one key, an untouched one is removed.
+
+    Two can only come of a connection that broke while the server went on working.
+    """
+    by_key: dict[str, Task] = {}
+    for task in studio.tasks(project):
+        if not task.key:
+            continue
+        first = by_key.setdefault(task.key, task)
+        if first is task or first.sha256 != task.sha256:
+            continue
+        if not task.annotations and not task.drafts:
+            studio.delete_task(task.id)
+        elif not first.annotations and not first.drafts:
+            studio.delete_task(first.id)
+            by_key[task.key] = task
+    return by_key
+
+
+def _add(
+    studio: Studio, project: int, missing: list[Painting], workspace: Workspace
+) -> tuple[int, list[str]]:
+    """Send the missing paintings. Returns how many tasks were made, and a line for each that could not be."""
+    if not missing:
+        return 0, []
+    failed: list[str] = []
+    waiting = list(missing)
+    with progress("Sending the paintings", len(missing)) as advance:
+        for attempt in range(ROUNDS):
+            try:
+                for batch in _batches(waiting, workspace, failed):
+                    studio.add(project, batch)
+                    sent = {one.key for one in batch}
+                    waiting = [one for one in waiting if one.key not in sent]
+                    advance(len(batch))
+                break
+            except UnsureError:
+                if attempt == ROUNDS - 1:
+                    raise
+                failed.clear()
+                there = _tasks_by_key(studio, project)
+                advance(sum(one.key in there for one in waiting))
+                waiting = [one for one in waiting if one.key not in there]
+    return len(missing) - len(failed), failed
+
+
+def _batches(waiting: list[Painting], workspace: Workspace, failed: list[str]) -> Iterator[list[Upload]]:
+    """Uploads for one request each; the files of the next are read while one is sent."""
+
+    def read(painting: Painting) -> Upload | str:
+        path = painting.file(workspace)
+        try:
+            content, suffix = browser_bytes(path)
+        except UserError as error:
+            return error.message
+        if len(content) > MOST_BYTES:
+            return f"{path}: {len(content) >> 20} MiB, more than Label Studio takes ({MOST_BYTES >> 20}); shrink it"
+        return Upload(painting.key, painting.sha256, content, suffix)
+
+    batch: list[Upload] = []
+    size = 0
+    with ThreadPoolExecutor(2) as pool:
+        for start in range(0, len(waiting), BATCH_FILES):
+            for upload in pool.map(read, waiting[start : start + BATCH_FILES]):
+                if isinstance(upload, str):
+                    failed.append(upload)
+                    continue
+                if batch and size + len(upload.content) > BATCH_BYTES:
+                    yield batch
+                    batch, size = [], 0
+                batch.append(upload)
+                size += len(upload.content)
+            if batch:
+                yield batch
+                batch, size = [], 0
+
+
+def _changed_line(one: Painting, task: Task, workspace: Workspace) -> str:
+    return (
+        f"{one.file(workspace)}: changed since it was sent (task {task.id}); put the old file back, "
+        "or delete that task in Label Studio and push again to have it annotated anew"
+    )

@@ -1,0 +1,327 @@
+"""A Label Studio server: projects, tasks, annotations. The only importer of its SDK.
+
+The SDK turns either kind of key (legacy token, personal access token) into request headers, and renews tokens
+in time. Its resource clients are left out: importing them takes 2.5 s or more (pandas, boto3, faker), they
+have no call to upload files, and they build Pydantic models of every number of a brush stroke.
+Source: label_studio_sdk.core.client_wrapper, label_studio_sdk.tokens.client_ext; Label Studio 1.23's API.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from annotate import server
+from annotate.connection import Connection, MissingError, UnavailableError
+from annotate.errors import UserError
+from annotate.files import write_whole
+from annotate.interface import labelling_interface, shows
+from annotate.workspace import Settings, Workspace
+
+PAGE = 500  # tasks of one listing request
+# Fields of a task listing; the names also choose within its annotations, and `result` is not among them: a
+# listing stays small however much was drawn.
+_LISTED = ["id", "data", "annotations", "drafts", "updated_at", "was_cancelled", "lead_time", "completed_by"]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotation of a task, without what was drawn."""
+
+    id: int
+    updated_at: str  # ISO 8601, UTC: sorts as text
+    cancelled: bool  # the annotator pressed Skip
+    seconds: float  # lead time
+    annotator: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of the project. Key and digest come from the server: not trusted."""
+
+    id: int
+    key: str  # empty: not one of ours
+    sha256: str
+    annotations: tuple[Annotation, ...]
+    drafts: int
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A painting on its way to the server."""
+
+    key: str
+    sha256: str
+    content: bytes
+    suffix: str  # with the dot
+
+
+class Studio:
+    """A server that answered and took the key."""
+
+    def __init__(self, connection: Connection, login: server.Login | None) -> None:
+        self.connection = connection
+        self.login = login  # of the embedded server; None for any other
+
+    @property
+    def url(self) -> str:
+        return self.connection.url
+
+    def project(self, workspace: Workspace) -> int:
+        """The workspace's project on this server.
+
+        Raises:
+            UserError: there is none, or it was deleted.
+        """
+        settings = workspace.settings()
+        if settings.studio_project is None or settings.studio_url != self._saved_url:
+            raise UserError(
+                f"{self.url}: no project of this workspace; run `tool annotate push PAINTINGS` first"
+            )
+        try:
+            self.connection.get(f"api/projects/{settings.studio_project}/", {"include": "id"})
+        except MissingError as error:
+            raise UserError(
+                f"{self.url}: project {settings.studio_project} was deleted there; "
+                "`tool annotate push PAINTINGS` makes a new one (masks that were pulled are kept)"
+            ) from error
+        return settings.studio_project
+
+    def open_project(self, workspace: Workspace) -> tuple[int, bool]:
+        """The workspace's project, made where there is none, with the classes of `tool.toml`.
+
+        Returns:
+            Its id, and whether it is new.
+        """
+        settings = workspace.settings()
+        interface = labelling_interface(settings.classes)
+        found = self._find_project(workspace, settings)
+        if found is None:
+            made = self.connection.send(
+                "POST",
+                "api/projects/",
+                repeat=False,
+                json=self._about(workspace) | {"label_config": interface},
+            )
+            project = int(made["id"])
+        else:
+            project = int(found["id"])
+            if not shows(str(found.get("label_config")), settings.classes):
+                self.connection.send(
+                    "PATCH", f"api/projects/{project}/", repeat=True, json={"label_config": interface}
+                )
+        if (settings.studio_project, settings.studio_url) != (project, self._saved_url):
+            workspace.save_settings(studio_project=project, studio_url=self._saved_url)
+        return project, found is None
+
+    def tasks(self, project: int) -> Iterator[Task]:
+        """All tasks of a project, by id, a page at a time."""
+        page = seen = 0
+        total = 1
+        while seen < total:
+            page += 1
+            asked = {"project": project, "fields": "all", "include": _LISTED, "page": page, "page_size": PAGE}
+            answer = self.connection.get("api/tasks/", asked)
+            total = int(answer["total"])
+            if not answer["tasks"]:
+                break
+            seen += len(answer["tasks"])
+            yield from (_task(row) for row in answer["tasks"])
+
+    def result(self, annotation: int) -> Any:
+        """What was drawn in one annotation: a list of regions, as the server gives it."""
+        return self.connection.get(f"api/annotations/{annotation}/")["result"]
+
+    def add(self, project: int, paintings: Sequence[Upload]) -> None:
+        """Upload some paintings and make a task of each.
+
+        At most 100 files and 250 MiB a call (the server's limits). Not to be repeated blindly.
+
+        Raises:
+            UnsureError: the connection broke at the last step; list the tasks to see what is there.
+        """
+        # every file needs a form field of its own, and the name comes back as part of the stored one
+        files = {f"file{n}": (f"{p.sha256[:16]}{p.suffix}", p.content) for n, p in enumerate(paintings)}
+        # twice uploaded files are no tasks yet
+        sent = self.connection.send(
+            "POST",
+            f"api/projects/{project}/import",
+            repeat=True,
+            files=files,
+            params={"commit_to_project": "false"},
+        )
+        ids = [int(one) for one in sent["file_upload_ids"]]
+        stored = self.connection.get(f"api/projects/{project}/file-uploads", {"ids": str(ids)})
+        by_id = {int(one["id"]): str(one["file"]) for one in stored}
+        rows = []
+        for painting, upload in zip(paintings, ids, strict=True):
+            place = by_id.get(upload, "")
+            if painting.sha256[:16] not in place:
+                raise UserError(
+                    f"{self.url}: mixed up the uploaded files; nothing was added, run the command again"
+                )
+            data = {"image": f"/data/{place}", "key": painting.key, "sha256": painting.sha256}
+            rows.append({"data": data, "file_upload_id": upload})
+        made = self.connection.send("POST", f"api/projects/{project}/import", repeat=False, json=rows)
+        if made.get("task_count") != len(rows):
+            raise UserError(
+                f"{self.url}: made {made.get('task_count')} tasks of {len(rows)}; run the command again"
+            )
+
+    def annotate(
+        self, task: int, result: Sequence[Mapping[str, Any]], seconds: float = 0.0, cancelled: bool = False
+    ) -> int:
+        """Submit an annotation, as the browser does; returns its id."""
+        body = {"result": list(result), "lead_time": seconds, "was_cancelled": cancelled}
+        made = self.connection.send("POST", f"api/tasks/{task}/annotations/", repeat=False, json=body)
+        return int(made["id"])
+
+    def delete_task(self, task: int) -> None:
+        """Remove a task; one that is gone already is fine."""
+        try:
+            self.connection.send("DELETE", f"api/tasks/{task}/", repeat=True)
+        except MissingError:
+            return
+
+    def close(self) -> None:
+        self.connection.close()
+
+    @property
+    def _saved_url(self) -> str:
+        """What `tool.toml` says of this server: the embedded one, whose port may change, is the empty text."""
+        return "" if self.login is not None else self.url
+
+    def _find_project(self, workspace: Workspace, settings: Settings) -> Mapping[str, Any] | None:
+        if settings.studio_project is not None and settings.studio_url == self._saved_url:
+            try:
+                return dict(self.connection.get(f"api/projects/{settings.studio_project}/"))
+            except MissingError:
+                pass  # deleted: a new one is made
+        about = self._about(workspace)
+        # a push that was killed after making the project, before its id was saved
+        answer = self.connection.get("api/projects/", {"title": about["title"], "page_size": 100})
+        return next(
+            (dict(one) for one in answer["results"] if one["description"] == about["description"]), None
+        )
+
+    def _about(self, workspace: Workspace) -> dict[str, str]:
+        """Title, and a description that no other workspace's project has."""
+        mark = workspace.studio_folder / "workspace-id"
+        if not mark.exists():
+            write_whole(mark, secrets.token_hex(8))
+        title = f"{workspace.root.resolve().name or 'paintings'} (impasto)"[-50:]
+        return {"title": title, "description": f"impasto workspace {mark.read_text().strip()}"}
+
+
+def connect(workspace: Workspace, url: str | None = None) -> Studio:
+    """The server that `url`, LABEL_STUDIO_URL or `tool.toml` names; else the embedded one, started if need be.
+
+    Raises:
+        UserError: no key for it, it refuses the key, or it does not answer.
+    """
+    chosen = url or os.environ.get("LABEL_STUDIO_URL") or workspace.settings().studio_url
+    if not chosen or chosen == "embedded":
+        own = server.start(workspace)
+        login = server.login(workspace)
+        return _connect(own.url, login.key, login)
+    key = os.environ.get("LABEL_STUDIO_API_KEY", "").strip()
+    if not key:
+        raise UserError(
+            f"{chosen}: needs a key; copy it from Label Studio's Account & Settings page to LABEL_STUDIO_API_KEY"
+        )
+    return _connect(chosen.rstrip("/"), key, None)
+
+
+def embedded_or_configured(workspace: Workspace) -> Studio | None:
+    """As `connect`, but an embedded server that does not run is not started: None."""
+    named = os.environ.get("LABEL_STUDIO_URL") or workspace.settings().studio_url
+    if not named and server.running(workspace) is None:
+        return None
+    return connect(workspace)
+
+
+def _connect(url: str, key: str, login: server.Login | None) -> Studio:
+    try:
+        address = urlsplit(url)
+        usable = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UserError(f"{url!r} is not the address of a server; write it like http://localhost:8080")
+    if not key.isascii() or any(c.isspace() for c in key):
+        raise UserError(
+            "LABEL_STUDIO_API_KEY: not a key (it has spaces or other strange characters); copy it again"
+        )
+    client = httpx.Client(
+        timeout=httpx.Timeout(60, connect=10),
+        trust_env=login is None,  # no proxy between us and our own server
+    )
+    studio = Studio(Connection(url, _Key(url, key, client).headers, client), login)
+    try:
+        who = studio.connection.get("api/current-user/whoami", tries=2)
+        if not isinstance(who, dict) or "email" not in who:
+            raise UserError(f"{url}: answers, but is not a Label Studio; mend LABEL_STUDIO_URL")
+    except MissingError as error:
+        raise UserError(f"{url}: answers, but is not a Label Studio; mend LABEL_STUDIO_URL") from error
+    return studio
+
+
+class _Key:
+    """An API key of either kind, as request headers. Its text appears in no error."""
+
+    def __init__(self, url: str, key: str, client: httpx.Client) -> None:
+        from label_studio_sdk.core.api_error import ApiError
+        from label_studio_sdk.core.client_wrapper import SyncClientWrapper
+
+        self._url = url
+        self._api_error = ApiError
+        try:
+            self._wrapper = SyncClientWrapper(api_key=key, base_url=f"{url}/", httpx_client=client)
+        except ApiError:
+            raise self._refused() from None
+
+    def headers(self) -> dict[str, str]:
+        """Headers of one request; an access token that ran out is renewed first."""
+        try:
+            found: dict[str, str] = self._wrapper.get_headers()
+        except self._api_error as error:
+            if error.status_code is not None and error.status_code < 500 and error.status_code != 429:
+                raise self._refused() from None
+            raise UnavailableError(f"it answers {error.status_code}") from None
+        except (httpx.TransportError, ValueError) as error:  # ValueError: an answer that is not JSON
+            raise UnavailableError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+        return found
+
+    def _refused(self) -> UserError:
+        return UserError(
+            f"{self._url}: Label Studio refuses the key; it may have expired: "
+            "copy a new one from the Account & Settings page to LABEL_STUDIO_API_KEY"
+        )
+
+
+def _task(row: Mapping[str, Any]) -> Task:
+    data = row["data"] if isinstance(row["data"], dict) else {}
+    key, digest = data.get("key"), data.get("sha256")
+    annotations = tuple(
+        Annotation(
+            int(one["id"]),
+            str(one["updated_at"]),
+            bool(one["was_cancelled"]),
+            float(one.get("lead_time") or 0.0),
+            int(one.get("completed_by") or 0),
+        )
+        for one in row["annotations"]
+    )
+    return Task(
+        int(row["id"]),
+        key if isinstance(key, str) else "",
+        digest if isinstance(digest, str) else "",
+        annotations,
+        len(row["drafts"]),
+    )
