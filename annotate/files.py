@@ -35,6 +35,7 @@ def whole_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        temporary.chmod(mode)  # a library may have put a file of its own there
         temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,0 +1,90 @@
+"""`tool generate`: train the generator, and paint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from annotate.options import device_option, emit, json_option, settings, workspace_option
+from annotate.workspace import Workspace
+from generate.sample_config import SampleConfig
+
+
+@click.group()
+def generate() -> None:
+    """Learn the painter's hand from paintings and shifted masks; paint new paintings from masks."""
+
+
+@generate.command("sample")
+@workspace_option
+@json_option
+@device_option
+@settings(SampleConfig)
+def sample_command(workspace: Workspace, as_json: bool, device: str, config: SampleConfig) -> None:
+    """Paint new paintings from a mask.
+
+    \b
+    Example:
+      tool generate sample --mask scene-000 --count 4 --seed 1
+    """
+    from generate.sample import sample
+
+    result = sample(workspace, config, device)
+    workspace.save_report("generate-sample", {"last": result.__dict__ | {"samples": len(result.samples)}})
+    lines = [f"{one.path}  {one.size[0]} x {one.size[1]}" for one in result.samples]
+    lines.append(
+        f"{result.tokens} tokens each, {result.tokens_a_second:.0f} tokens/s, {result.seconds:.1f} s"
+    )
+    emit(result, as_json, "\n".join(lines))
+
+
+@generate.command("import")
+@workspace_option
+@json_option
+@click.argument("checkpoint", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The YAML that the checkpoint was trained with.",
+)
+@click.option(
+    "--stage",
+    type=click.Choice(["painting", "mask"]),
+    default="painting",
+    show_default=True,
+    help="What a checkpoint of a single VQGAN is.",
+)
+def import_command(
+    workspace: Workspace, as_json: bool, checkpoint: Path, config_file: Path, stage: str
+) -> None:
+    """Take a taming-transformers checkpoint into the workspace, without running any code from it.
+
+    \b
+    Example:
+      tool generate import last.ckpt --config project.yaml
+    """
+    from generate.taming import import_checkpoint
+
+    result = import_checkpoint(workspace, checkpoint, config_file, stage)
+    lines = [f"{name}: {count / 1e6:.1f} M parameters" for name, count in result.models.items()]
+    emit(result, as_json, "\n".join([*lines, "next: tool generate sample --mask MASK.png --encoding raw"]))
+
+
+@generate.command("export")
+@workspace_option
+@json_option
+@click.argument("checkpoint", type=click.Path(dir_okay=False, path_type=Path))
+def export_command(workspace: Workspace, as_json: bool, checkpoint: Path) -> None:
+    """Write the workspace's generator as a checkpoint and YAML that taming-transformers loads.
+
+    \b
+    Example:
+      tool generate export last.ckpt
+    """
+    from generate.taming import export_checkpoint
+
+    result = export_checkpoint(workspace, checkpoint)
+    emit(result, as_json, f"{result.checkpoint}\n{result.config}\n{result.tensors} tensors")

@@ -1,0 +1,103 @@
+"""The transformer at sampling time: keys and values are kept, projections are fused."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from generate.gpt import GPT, Block
+
+
+class Decoder:
+    """A GPT's weights laid out for decoding, in the precision asked for.
+
+    Args:
+        model: the trained transformer; it is not changed.
+        dtype: torch.float32 or torch.bfloat16.
+    """
+
+    def __init__(self, model: GPT, dtype: torch.dtype = torch.float32) -> None:
+        self.config = model.config
+        self.dtype = dtype
+        self.device = model.head.weight.device
+        self.tokens = model.tok_emb.weight.detach().to(dtype)
+        self.positions = model.pos_emb.detach()[0].to(dtype)  # (block, C)
+        self.blocks = [_FusedBlock(cast(Block, block), dtype) for block in model.blocks]
+        self.norm = _norm_weights(model.ln_f, dtype)
+        self.head = model.head.weight.detach().to(dtype)
+
+    def session(self, batch: int) -> Session:
+        """Begin `batch` sequences."""
+        return Session(self, batch)
+
+
+class Session:
+    """Sequences of one length that grow together; what they have seen is kept as keys and values."""
+
+    def __init__(self, decoder: Decoder, batch: int) -> None:
+        self.decoder = decoder
+        self.seen = 0
+        c = decoder.config
+        shape = (c.layers, 2, batch, c.heads, c.block_size, c.width // c.heads)
+        self.cache = torch.empty(shape, dtype=decoder.dtype, device=decoder.device)
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        """Append tokens (B, t) and give the logits (B, V), float32, for the token that comes next."""
+        d = self.decoder
+        start, end = self.seen, self.seen + tokens.shape[1]
+        x = F.embedding(tokens, d.tokens) + d.positions[start:end]  # (B, t, C)
+        for number, block in enumerate(d.blocks):
+            last = number == len(d.blocks) - 1
+            x = block.forward(x, self.cache[number], start, only_last=last)
+        self.seen = end
+        x = F.layer_norm(x[:, -1], (d.config.width,), *d.norm)
+        return F.linear(x, d.head).float()
+
+
+class _FusedBlock:
+    """One transformer block: query, key and value in one matrix, cached attention, then the feed-forward."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        attention = block.attn
+        parts = (attention.query, attention.key, attention.value)
+        self.heads = attention.heads
+        self.qkv = torch.cat([part.weight for part in parts]).detach().to(dtype)
+        self.qkv_bias = torch.cat([part.bias for part in parts]).detach().to(dtype)
+        self.proj = _linear_weights(attention.proj, dtype)
+        self.up = _linear_weights(cast(torch.nn.Linear, block.mlp[0]), dtype)
+        self.down = _linear_weights(cast(torch.nn.Linear, block.mlp[2]), dtype)
+        self.norm1, self.norm2 = _norm_weights(block.ln1, dtype), _norm_weights(block.ln2, dtype)
+
+    def forward(self, x: Tensor, cache: Tensor, start: int, only_last: bool) -> Tensor:
+        """(B, t, C) -> the same; behind the last block only the last row is of use, so only it is computed."""
+        batch, count, width = x.shape
+        end = start + count
+        h = F.layer_norm(x, (width,), *self.norm1)
+        q, k, v = (
+            F.linear(h, self.qkv, self.qkv_bias).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        )
+        cache[0, :, :, start:end], cache[1, :, :, start:end] = k, v
+        if only_last:
+            q, x, count = q[:, :, -1:], x[:, -1:], 1
+        keys, values = cache[0, :, :, :end], cache[1, :, :, :end]  # (B, heads, end, d)
+        if count == 1:
+            y = F.scaled_dot_product_attention(q, keys, values)
+        elif start == 0:
+            y = F.scaled_dot_product_attention(q, keys, values, is_causal=True)
+        else:
+            seen = torch.ones(count, end, dtype=torch.bool, device=x.device).tril(start)
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+        x = x + F.linear(y.transpose(1, 2).reshape(batch, count, width), *self.proj)
+        h = F.layer_norm(x, (width,), *self.norm2)
+        return x + F.linear(F.gelu(F.linear(h, *self.up)), *self.down)
+
+
+def _linear_weights(layer: torch.nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return layer.weight.detach().to(dtype), layer.bias.detach().to(dtype)
+
+
+def _norm_weights(layer: torch.nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return layer.weight.detach().to(dtype), layer.bias.detach().to(dtype)

@@ -1,0 +1,237 @@
+"""A mask becomes paintings: cut to tokens, painted, decoded, written with its recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from annotate.errors import UserError
+from annotate.files import whole_file, write_json
+from annotate.masks import Encoding, mask_encoding, read_mask, shift
+from annotate.progress import progress
+from annotate.workspace import Workspace
+from generate.checkpoint import load_gpt, load_vqgan
+from generate.decoding import Decoder
+from generate.gpt import GPT
+from generate.painting import Chance, paint_tokens
+from generate.sample_config import SampleConfig
+from generate.vqgan import VQGAN
+from segment.device import choose_device
+
+Ids = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One painting that was made."""
+
+    path: str
+    seed: int
+    number: int
+    size: tuple[int, int]  # (H, W)
+    log_likelihood: float  # mean over tokens, nats
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What `tool generate sample` made."""
+
+    mask: str
+    samples: tuple[Sample, ...]
+    tokens: int  # a painting
+    seconds: float
+    tokens_a_second: float
+
+
+@dataclass(frozen=True)
+class Models:
+    """The three trained models, and what tells them apart from others."""
+
+    painting_codes: VQGAN
+    mask_codes: VQGAN
+    transformer: GPT
+    digests: dict[str, str]
+
+
+def load_models(workspace: Workspace, device: torch.device) -> Models:
+    """Load the workspace's generator.
+
+    Raises:
+        UserError: a model is missing or damaged, or the three do not fit each other.
+    """
+    painting, a = load_vqgan(workspace.model("painting-codes"), "tool generate train painting")
+    mask, b = load_vqgan(workspace.model("mask-codes"), "tool generate train mask")
+    gpt, c = load_gpt(workspace.model("transformer"), "tool generate train transformer")
+    for name, codes in (("painting-codes", painting), ("mask-codes", mask)):
+        if codes.config.codebook_size > gpt.config.vocab_size:
+            raise UserError(
+                f"{workspace.model(name)}: codebook_size {codes.config.codebook_size} exceeds the transformer's "
+                f"vocab_size {gpt.config.vocab_size}; run `tool generate train transformer` again"
+            )
+    if painting.config.downsampling != mask.config.downsampling:
+        raise UserError(
+            f"{workspace.root}: painting codes have {painting.config.downsampling} pixels a token, mask codes "
+            f"{mask.config.downsampling}; train both with the same preset"
+        )
+    trained = c.config.get("codes", {})  # which codes the transformer learnt on, where its training said so
+    for name, digest in (("painting-codes", a.digest), ("mask-codes", b.digest)):
+        if trained.get(name, digest) != digest:
+            raise UserError(
+                f"{workspace.model(name)}: trained again since the transformer was; "
+                "run `tool generate train transformer` again"
+            )
+    digests = {"painting-codes": a.digest, "mask-codes": b.digest, "transformer": c.digest}
+    return Models(painting.to(device), mask.to(device), gpt.to(device), digests)
+
+
+def sample(workspace: Workspace, config: SampleConfig, device: str = "auto") -> SampleResult:
+    """Paint `config.count` paintings from one mask and write them with their recipes.
+
+    Raises:
+        UserError: no models, no such mask, a mask in another encoding, or with an id that has no channel.
+    """
+    name, ids = read_composition(workspace, config)
+    place = choose_device(device)
+    models = load_models(workspace, place)
+    check_channels(ids, models.mask_codes.config.in_channels, config.mask)
+    if config.size is not None:
+        ids = fit_canvas(ids, parse_size(config.size))
+    seeds = [config.seed] * config.count
+    numbers = list(range(config.count))
+    started = time.monotonic()
+    mask_tokens = encode_canvas(models, ids, place)
+    tokens, likely = _paint(models, mask_tokens, config)
+    spent = time.monotonic() - started
+    pictures = decode_canvas(models.painting_codes, tokens, ids.shape)
+    made = []
+    for number, picture in enumerate(pictures):
+        recipe = _recipe(config, name, ids, models, number)
+        path = (
+            config.out or workspace.samples
+        ) / f"{Path(name).name}-seed{seeds[number]}-{numbers[number]:02d}.png"
+        write_sample(path, picture, recipe)
+        if config.save_tokens:
+            with whole_file(path.with_suffix(".npy")) as temporary, temporary.open("wb") as stream:
+                np.save(stream, tokens[number].cpu().numpy())
+        height, width = ids.shape
+        made.append(Sample(str(path), config.seed, number, (height, width), float(likely[number])))
+    count = tokens[0].numel()
+    return SampleResult(name, tuple(made), count, spent, count * config.count / spent)
+
+
+def read_composition(workspace: Workspace, config: SampleConfig) -> tuple[str, Ids]:
+    """The mask asked for, as (name, (H, W) shifted ids): a file, or the KEY of a mask in the workspace."""
+    path = Path(config.mask)
+    if path.suffix.lower() != ".png" or not path.exists():
+        known = workspace.keys_with_mask("shifted")
+        if config.mask not in known:
+            nearest = f" (such as {known[0]})" if known else "; run `tool segment convert` first"
+            raise UserError(f"{config.mask}: neither a PNG nor a key with a mask in masks/shifted{nearest}")
+        return config.mask, read_mask(workspace.mask("shifted", config.mask), Encoding.SHIFTED)
+    foreign = {"raw": Encoding.RAW, "shifted": Encoding.SHIFTED}.get(config.encoding)
+    encoding = mask_encoding(path) or foreign
+    if encoding is Encoding.RAW:
+        return path.stem, shift(read_mask(path, Encoding.RAW, foreign), n_labels=256)
+    return path.stem, read_mask(path, Encoding.SHIFTED, foreign)
+
+
+def check_channels(ids: Ids, n_labels: int, where: str) -> None:
+    """Raise a UserError where an id has no channel in the mask codes."""
+    worst = int(ids.max())
+    if worst >= n_labels:
+        raise UserError(
+            f"{where}: shifted id {worst} (raw {worst - 1}) has no channel: the mask codes were trained with "
+            f"n_labels {n_labels}; use another class there, or train with n_labels {worst + 1}"
+        )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`768x1024` -> (768, 1024).
+
+    Raises:
+        UserError: not HxW.
+    """
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
+        raise UserError(f"--size {text}: give height and width in pixels, such as 256x320")
+    return int(height), int(width)
+
+
+def fit_canvas(ids: Ids, size: tuple[int, int]) -> Ids:
+    """Another canvas for the same composition: objects keep their size, the borders go on or are cut.
+
+    Args:
+        ids: (H, W).
+        size: (H, W) wanted; what is added or cut lies equally on both sides.
+    """
+    for axis in (0, 1):
+        extra = size[axis] - ids.shape[axis]
+        before = abs(extra) // 2
+        if extra > 0:
+            pad = [(0, 0), (0, 0)]
+            pad[axis] = (before, extra - before)
+            ids = np.pad(ids, pad, mode="edge")
+        elif extra < 0:
+            ids = np.take(ids, np.arange(before, before + size[axis]), axis)
+    return ids
+
+
+def encode_canvas(models: Models, ids: Ids, device: torch.device) -> Tensor:
+    """Mask tokens (1, h, w) of a canvas of any size: padded by its own borders to whole tokens and windows."""
+    factor = models.mask_codes.config.downsampling
+    least = models.transformer.config.window * factor
+    height, width = (max(-(-side // factor) * factor, least) for side in ids.shape)
+    padded = np.pad(ids, ((0, height - ids.shape[0]), (0, width - ids.shape[1])), mode="edge")
+    with torch.inference_mode():
+        return models.mask_codes.encode_mask(
+            torch.from_numpy(padded.astype(np.int64))[None].to(device)
+        ).indices
+
+
+def decode_canvas(codes: VQGAN, tokens: Tensor, size: tuple[int, ...]) -> list[NDArray[np.uint8]]:
+    """Painting tokens (B, h, w) -> B paintings (H, W, 3), cut to `size` (H, W); one at a time, to save memory."""
+    paintings = []
+    with torch.inference_mode():
+        for grid in tokens:
+            image = codes.decode_indices(grid[None])[0].float()  # (3, H, W) in [-1, 1]
+            pixels = image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+            paintings.append(pixels.permute(1, 2, 0).cpu().numpy()[: size[0], : size[1]])
+    return paintings
+
+
+def write_sample(path: Path, painting: NDArray[np.uint8], recipe: dict[str, Any]) -> None:
+    """Write a painting with its recipe in a PNG text chunk, and beside it as JSON."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("recipe", json.dumps(recipe))
+    with whole_file(path) as temporary:
+        Image.fromarray(painting).save(temporary, format="PNG", pnginfo=info)
+    write_json(path.with_suffix(".json"), recipe)
+
+
+def _paint(models: Models, mask_tokens: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
+    batch = mask_tokens.expand(config.count, -1, -1).contiguous()
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    decoder = Decoder(models.transformer, dtype)
+    chance = Chance(config.temperature, config.top_k, config.seed)
+    stride = 1 if config.stride == 1 else models.transformer.config.window // 2
+    total = batch.numel()
+    with progress(f"Painting {config.count} x {tuple(mask_tokens.shape[1:])} tokens", total) as advance:
+        painted = paint_tokens(decoder, batch, chance, stride, advance=advance)
+    return painted.tokens, painted.log_likelihood
+
+
+def _recipe(config: SampleConfig, name: str, ids: Ids, models: Models, number: int) -> dict[str, Any]:
+    """All that decides the painting: the same recipe gives the same painting again."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "save_tokens")}
+    digest = hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()[:16]
+    return {**settings, "mask_name": name, "mask_sha256": digest, "number": number, "models": models.digests}

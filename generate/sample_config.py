@@ -1,0 +1,40 @@
+"""What `tool generate sample` can be told. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from annotate.options import setting
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Settings of one call of the sampler."""
+
+    mask: str = setting("", "Mask to paint from: a PNG, or the key of a painting in masks/shifted.")
+    encoding: str = setting("", "What a foreign PNG holds.", choices=("", "raw", "shifted"))
+    size: str | None = setting(
+        None, "Canvas HxW in pixels: extends or cuts the composition, never scales it."
+    )
+    count: int = setting(1, "How many paintings.", low=1)
+    temperature: float = setting(
+        0.7, "Divides the logits: lower is calmer.", low=0.01, source="the seed document's sampler"
+    )
+    top_k: int = setting(10, "Tokens that may be drawn.", low=1, source="the seed document's sampler")
+    seed: int = setting(0, "Start of the random numbers.", low=0)
+    stride: int = setting(
+        8,
+        "1: every token in its own window, as the reference; 8: a block a window, much faster.",
+        low=1,
+        high=8,
+    )
+    precision: str = setting("float32", "Of the transformer.", choices=("float32", "bfloat16"))
+    out: Path | None = setting(None, "Folder for the paintings; samples/ of the workspace without.")
+    save_tokens: bool = setting(False, "Write the token grid as .npy beside each painting.")
+
+    def __post_init__(self) -> None:
+        if self.stride not in (1, 8):
+            raise ValueError(f"--stride {self.stride}: 1 or 8")
+        if not self.mask:
+            raise ValueError("--mask: give a PNG, or the key of a painting; `tool status` shows one")

@@ -1,0 +1,87 @@
+"""Where the transformer's window lies for each token of a canvas, and in which order windows are painted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some tokens that one window paints, in one go: every painting token before them in it is known."""
+
+    top: int  # the window's first row and column on the canvas
+    left: int
+    places: tuple[int, ...]  # raster numbers inside the window, ascending
+
+
+def local(index: int, length: int, side: int) -> int:
+    """Row (or column) inside the window of the canvas's row `index`: in the middle, except near the borders.
+
+    Args:
+        index: 0..length - 1.
+        length: rows of the canvas, at least `side`.
+        side: of the window.
+
+    Source: the seed document's sampler; the same rule as taming-transformers' scripts.
+    """
+    half = side // 2
+    if index <= half:
+        return index
+    if length - index < half:
+        return side - (length - index)
+    return half
+
+
+def exact_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
+    """Every token in its own window, as the reference paints; the tasks of one wave do not need one another.
+
+    Token (i, j) needs what its window holds before it: rows up to i - 1, columns up to its window's right edge.
+    So a row can follow the one above at a distance, and several rows are painted at once.
+    """
+    starts = [
+        [_start(j, width, side) for j in range(width)],
+        [_start(i, height, side) for i in range(height)],
+    ]
+    done = [0] * height  # tokens painted in each row
+    while done[-1] < width:
+        wave = []
+        for i in range(height):
+            j = done[i]
+            if j == width:
+                continue
+            left = starts[0][j]
+            if i > 0 and done[i - 1] < min(left + side, width):
+                break  # the row above is not far enough, so no row below it is either
+            top = starts[1][i]
+            wave.append((i, Task(top, left, ((i - top) * side + j - left,))))
+        for i, _ in wave:
+            done[i] += 1
+        yield [task for _, task in wave]
+
+
+def block_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
+    """Windows half a side apart, each painting all that is still empty in it; one anti-diagonal a wave."""
+    tops, lefts = _stops(height, side), _stops(width, side)
+    empty = [[True] * width for _ in range(height)]
+    for diagonal in range(len(tops) + len(lefts) - 1):
+        wave = []
+        for a in range(len(tops)):
+            b = diagonal - a
+            if 0 <= b < len(lefts):
+                top, left = tops[a], lefts[b]
+                inside = [(i, j) for i in range(side) for j in range(side)]
+                places = tuple(i * side + j for i, j in inside if empty[top + i][left + j])
+                wave.append(Task(top, left, places))
+        for task in wave:
+            for place in task.places:
+                empty[task.top + place // side][task.left + place % side] = False
+        yield wave
+
+
+def _start(index: int, length: int, side: int) -> int:
+    return index - local(index, length, side)
+
+
+def _stops(length: int, side: int) -> list[int]:
+    return [*range(0, length - side, side // 2), length - side]

@@ -1,0 +1,27 @@
+"""Which device a model runs on, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from annotate.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a torch device; auto takes a GPU where there is one.
+
+    Raises:
+        UserError: cuda was asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU; use --device cpu, or run `tool doctor`")
+    return torch.device(name)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Does the device multiply bfloat16 matrices in hardware (AMX or AVX-512 BF16 on a CPU)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
