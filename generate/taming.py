@@ -235,6 +235,7 @@ _INERT_MODULES = (
     "lightning",
     "omegaconf",
     "taming",
+    "_codecs",
     "argparse",
     "numpy",
     "pathlib",

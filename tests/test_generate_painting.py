@@ -1,0 +1,130 @@
+"""The cached sampler draws the tokens that a naive loop draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from golden_models import GRIDS, transformer, vector
+from torch import Tensor
+
+from generate.decoding import Decoder
+from generate.gpt import GPT
+from generate.painting import Chance, paint_tokens
+from generate.window import block_waves, exact_waves, local
+
+
+def naive(model: GPT, mask_tokens: Tensor, chance: Chance) -> tuple[Tensor, Tensor]:
+    """The reference's loop: a forward over the whole window for every token."""
+    batch, height, width = mask_tokens.shape
+    tokens, total = torch.zeros_like(mask_tokens), torch.zeros(batch)
+    with torch.no_grad():
+        for i in range(height):
+            for j in range(width):
+                row, column = local(i, height, 16), local(j, width, 16)
+                rows, columns = slice(i - row, i - row + 16), slice(j - column, j - column + 16)
+                window = [grid[:, rows, columns].flatten(1) for grid in (mask_tokens, tokens)]
+                logits = model(torch.cat(window, 1)[:, :-1])[:, 255 + row * 16 + column]
+                drawn = chance.draw(logits, [(number, i, j) for number in range(batch)])
+                tokens[:, i, j] = drawn
+                total += logits.log_softmax(1).gather(1, drawn[:, None])[:, 0]
+    return tokens, total / (height * width)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_greedy_tokens_are_the_references(grid: str) -> None:
+    painted = paint_tokens(Decoder(transformer()), vector(f"mask_indices_{grid}"), Chance(0.7, top_k=1))
+    assert torch.equal(painted.tokens, vector(f"greedy_tokens_{grid}"))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (18, 21), (25, 16), (17, 33)])
+def test_exact_mode_draws_what_the_naive_loop_draws(size: tuple[int, int]) -> None:
+    model, chance = transformer(), Chance(temperature=1.0, top_k=20, seed=5)
+    torch.manual_seed(sum(size))
+    mask_tokens = torch.randint(64, (2, *size))
+    tokens, likely = naive(model, mask_tokens, chance)
+    painted = paint_tokens(Decoder(model), mask_tokens, chance)
+    assert torch.equal(painted.tokens, tokens)
+    torch.testing.assert_close(painted.log_likelihood, likely, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("stride", [1, 8])
+def test_batching_changes_nothing(stride: int) -> None:
+    decoder, chance = Decoder(transformer()), Chance(temperature=1.0, top_k=20, seed=3)
+    mask_tokens = torch.randint(64, (3, 17, 25), generator=torch.Generator().manual_seed(1))
+    together = paint_tokens(decoder, mask_tokens, chance, stride).tokens
+    for number in range(3):
+        alone = paint_tokens(
+            decoder, mask_tokens[number : number + 1], chance, stride, numbers=[number]
+        ).tokens
+        assert torch.equal(alone[0], together[number])
+
+
+def test_block_mode_is_exact_mode_inside_one_window() -> None:
+    decoder, chance = Decoder(transformer()), Chance(temperature=1.0, top_k=20, seed=3)
+    mask_tokens = torch.randint(64, (2, 16, 16), generator=torch.Generator().manual_seed(1))
+    exact, block = (paint_tokens(decoder, mask_tokens, chance, stride).tokens for stride in (1, 8))
+    assert torch.equal(exact, block)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 40), (31, 17), (40, 32)])
+@pytest.mark.parametrize("stride", [1, 8])
+def test_waves_paint_every_token_once_and_after_what_it_needs(height: int, width: int, stride: int) -> None:
+    waves = exact_waves(height, width, 16) if stride == 1 else block_waves(height, width, 16)
+    painted = np.zeros((height, width), int)
+    for wave in waves:
+        known = painted > 0
+        for task in wave:
+            window = known[task.top : task.top + 16, task.left : task.left + 16].ravel()
+            for place in range(task.places[-1] if task.places else 0):
+                assert window[place] or place in task.places
+        for task in wave:
+            for place in task.places:
+                painted[task.top + place // 16, task.left + place % 16] += 1
+    assert (painted == 1).all()
+
+
+def test_rows_follow_each_other_at_a_distance() -> None:
+    """A canvas of n rows does not take n times the waves of one row: several rows are painted at once."""
+    assert sum(1 for _ in exact_waves(64, 64, 16)) < 64 * 64 / 3.5
+
+
+def test_the_windows_place_by_hand() -> None:
+    assert [local(i, 20, 16) for i in range(20)] == [*range(9), 8, 8, 8, 8, *range(9, 16)]
+    assert [local(i, 16, 16) for i in range(16)] == list(range(16))
+
+
+def test_noise_comes_from_the_seed_and_the_place() -> None:
+    logits = torch.zeros(4, 500)
+    places = [(0, 1, 2), (0, 2, 1), (1, 1, 2), (0, 1, 2)]
+    drawn = Chance(1.0, 500, seed=1).draw(logits, places).tolist()
+    assert drawn[0] == drawn[3]
+    assert len(set(drawn)) == 3
+    assert drawn != Chance(1.0, 500, seed=2).draw(logits, places).tolist()
+
+
+def test_draws_follow_the_softmax() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, -30.0]).log_softmax(0)
+    chance = Chance(temperature=0.5, top_k=3, seed=0)
+    places = [(0, i, j) for i in range(80) for j in range(80)]
+    drawn = chance.draw(logits.expand(len(places), -1), places)
+    shares = torch.bincount(drawn, minlength=4) / len(places)
+    torch.testing.assert_close(shares, (logits / 0.5).softmax(0), atol=0.02, rtol=0)
+
+
+def test_bfloat16_stays_close() -> None:
+    model = transformer()
+    tokens = torch.randint(64, (2, 300), generator=torch.Generator().manual_seed(0))
+    exact, rounded = (
+        Decoder(model, dtype).session(2).feed(tokens) for dtype in (torch.float32, torch.bfloat16)
+    )
+    torch.testing.assert_close(exact, model(tokens)[:, -1].detach(), atol=1e-4, rtol=0)
+    assert (exact - rounded).norm() < 0.05 * exact.norm()
+
+
+def test_small_canvas_and_odd_stride_are_refused() -> None:
+    decoder = Decoder(transformer())
+    with pytest.raises(ValueError, match="15 x 20 tokens is smaller than the window of 16 x 16"):
+        paint_tokens(decoder, torch.zeros(1, 15, 20, dtype=torch.long), Chance())
+    with pytest.raises(ValueError, match="stride 3; 1 or 8"):
+        paint_tokens(decoder, torch.zeros(1, 16, 20, dtype=torch.long), Chance(), stride=3)
