@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from annotate.config import PushConfig
+from annotate.config import PullConfig, PushConfig
 from annotate.options import emit, json_option, settings, workspace_option
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def push(paintings: Path, workspace: Workspace, as_json: bool, config: PushConfi
 @annotate.command()
 @workspace_option
 @json_option
-def pull(workspace: Workspace, as_json: bool) -> None:
+@settings(PullConfig)
+def pull(workspace: Workspace, as_json: bool, config: PullConfig) -> None:
     """Fetch what was annotated, as masks/hand/KEY.png; only what changed is fetched again.
 
     \b
@@ -59,7 +60,7 @@ def pull(workspace: Workspace, as_json: bool) -> None:
     """
     from annotate.pull import pull as run
 
-    result = run(workspace)
+    result = run(workspace, config)
     emit(result, as_json, result.text(), result.problems)
 
 

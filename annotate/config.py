@@ -32,3 +32,13 @@ class PushConfig:
         None,
         "Label Studio's address, or `embedded`.  [default: LABEL_STUDIO_URL, then tool.toml's, then embedded]",
     )
+
+
+@dataclass(frozen=True)
+class PullConfig:
+    """Where the annotations come from."""
+
+    url: str | None = setting(
+        None,
+        "Label Studio's address, or `embedded`.  [default: LABEL_STUDIO_URL, then tool.toml's, then embedded]",
+    )

@@ -47,9 +47,9 @@ class Connection:
         self._headers = headers
         self._client = client
 
-    def get(self, path: str, params: Mapping[str, Any] | None = None, tries: int = TRIES) -> Any:
-        """JSON of one GET."""
-        return self._request("GET", path, True, tries, {"params": params})
+    def get(self, path: str, params: Mapping[str, Any] | None = None, patient: bool = True) -> Any:
+        """JSON of one GET. Without patience, a server that is not there is not waited for."""
+        return self._request("GET", path, True, {"params": params}, patient)
 
     def send(self, method: str, path: str, *, repeat: bool, **content: Any) -> Any:
         """POST, PATCH or DELETE; the answer's JSON, None where it has no body.
@@ -58,14 +58,16 @@ class Connection:
             repeat: whether doing it twice does no harm. Without it, a break after sending is `UnsureError`.
             content: httpx's own `json`, `files` or `params`.
         """
-        return self._request(method, path, repeat, TRIES, content)
+        return self._request(method, path, repeat, content)
 
     def close(self) -> None:
         self._client.close()
 
-    def _request(self, method: str, path: str, repeat: bool, tries: int, content: Mapping[str, Any]) -> Any:
+    def _request(
+        self, method: str, path: str, repeat: bool, content: Mapping[str, Any], patient: bool = True
+    ) -> Any:
         reason, wait = "", 0.0
-        for attempt in range(tries):
+        for attempt in range(TRIES):
             time.sleep(wait)
             wait = FIRST_WAIT * 2**attempt * random.uniform(0.8, 1.2)
             try:
@@ -80,6 +82,8 @@ class Connection:
                     body = self._read(response, path)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent
                 reason = _reason(error)
+                if attempt and not patient:
+                    break
                 continue
             except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
                 raise UserError(f"{self.url}: not a web address ({error}); mend LABEL_STUDIO_URL") from error
@@ -104,7 +108,7 @@ class Connection:
                 return None
             try:
                 return json.loads(body)
-            except ValueError as error:  # covers text that is not UTF-8
+            except (ValueError, RecursionError) as error:  # ValueError covers text that is not UTF-8
                 if "html" in response.headers.get("content-type", ""):
                     raise UserError(
                         f"{self.url}: answers, but is not a Label Studio; mend LABEL_STUDIO_URL"

@@ -264,7 +264,7 @@ def _connect(url: str, key: str, login: server.Login | None) -> Studio:
     )
     studio = Studio(Connection(url, _Key(url, key, client).headers, client), login)
     try:
-        who = studio.connection.get("api/current-user/whoami", tries=2)
+        who = studio.connection.get("api/current-user/whoami", patient=False)
         if not isinstance(who, dict) or "email" not in who:
             raise UserError(f"{url}: answers, but is not a Label Studio; mend LABEL_STUDIO_URL")
     except MissingError as error:
