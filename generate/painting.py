@@ -69,6 +69,7 @@ def paint_tokens(
     stride: int = 1,
     numbers: Sequence[int] | None = None,
     advance: Callable[[int], object] = lambda tokens: None,
+    codes: int | None = None,
 ) -> Painted:
     """Paint a batch of canvases.
 
@@ -80,6 +81,7 @@ def paint_tokens(
             a block a window, with cached keys and values.
         numbers: the painting's number of each row, for its noise; 0..B - 1 without.
         advance: called with the number of tokens painted, for a progress bar.
+        codes: rows of the painting's codebook; tokens of a larger vocabulary are never drawn.
 
     Raises:
         ValueError: a canvas smaller than the window, or a stride that is neither 1 nor half a window.
@@ -90,7 +92,7 @@ def paint_tokens(
         raise ValueError(f"canvas {height} x {width} tokens is smaller than the window of {side} x {side}")
     if stride not in (1, side // 2):
         raise ValueError(f"stride {stride}; 1 or {side // 2} would do")
-    canvas = _Canvas(decoder, mask_tokens, chance, list(numbers or range(batch)), advance)
+    canvas = _Canvas(decoder, mask_tokens, chance, list(numbers or range(batch)), advance, codes)
     waves = exact_waves(height, width, side) if stride == 1 else block_waves(height, width, side)
     with torch.inference_mode():
         for wave in waves:
@@ -108,7 +110,9 @@ class _Canvas:
         chance: Chance,
         numbers: list[int],
         advance: Callable[[int], object],
+        codes: int | None,
     ) -> None:
+        self.codes = codes
         self.decoder, self.chance, self.numbers, self.advance = decoder, chance, numbers, advance
         self.mask_tokens = mask_tokens
         self.tokens = torch.zeros_like(mask_tokens)
@@ -167,6 +171,7 @@ class _Canvas:
 
     def _draw(self, logits: Tensor, place: int, tasks: list[Task]) -> Tensor:
         row, column = divmod(place, self.side)
+        logits = logits[:, : self.codes]
         places = [(number, t.top + row, t.left + column) for t in tasks for number in self.numbers]
         drawn = self.chance.draw(logits, places)
         likely = logits.log_softmax(1).gather(1, drawn[:, None])[:, 0]

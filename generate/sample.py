@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from annotate.errors import UserError
-from annotate.files import whole_file, write_json
+from annotate.files import read_json, whole_file, write_json
 from annotate.masks import Encoding, mask_encoding, read_mask, shift
+from annotate.paintings import MAX_PIXELS
 from annotate.progress import progress
 from annotate.workspace import Workspace
 from generate.checkpoint import load_gpt, load_vqgan
@@ -29,6 +32,7 @@ from generate.vqgan import VQGAN
 from segment.device import choose_device
 
 Ids = NDArray[np.uint8]
+TOGETHER = 8  # paintings that share every step; more would take memory (keys and values) and save little time
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Sample:
     seed: int
     number: int
     size: tuple[int, int]  # (H, W)
-    log_likelihood: float  # mean over tokens, nats
+    log_likelihood: float | None  # mean over tokens, nats; None where the painting was there already
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ def load_models(workspace: Workspace, device: torch.device) -> Models:
 def sample(workspace: Workspace, config: SampleConfig, device: str = "auto") -> SampleResult:
     """Paint `config.count` paintings from one mask and write them with their recipes.
 
+    A painting that is there already with the same recipe is not painted again; one of another recipe that has
+    its name is left alone.
+
     Raises:
         UserError: no models, no such mask, a mask in another encoding, or with an id that has no channel.
     """
@@ -106,27 +113,23 @@ def sample(workspace: Workspace, config: SampleConfig, device: str = "auto") -> 
     check_channels(ids, models.mask_codes.config.in_channels, config.mask)
     if config.size is not None:
         ids = fit_canvas(ids, parse_size(config.size))
-    seeds = [config.seed] * config.count
-    numbers = list(range(config.count))
+    recipes = [_recipe(config, name, ids, models, number) for number in range(config.count)]
+    stem = f"{Path(name).name}-seed{config.seed}"
+    paths = [_path(config.out or workspace.samples, f"{stem}-{n:02d}", one) for n, one in enumerate(recipes)]
+    missing = [n for n, path in enumerate(paths) if read_recipe(path) is None or _lacks_tokens(config, path)]
     started = time.monotonic()
     mask_tokens = encode_canvas(models, ids, place)
-    tokens, likely = _paint(models, mask_tokens, config)
-    spent = time.monotonic() - started
-    pictures = decode_canvas(models.painting_codes, tokens, ids.shape)
-    made = []
-    for number, picture in enumerate(pictures):
-        recipe = _recipe(config, name, ids, models, number)
-        path = (
-            config.out or workspace.samples
-        ) / f"{Path(name).name}-seed{seeds[number]}-{numbers[number]:02d}.png"
-        write_sample(path, picture, recipe)
+    likely: dict[int, float] = {}
+    for number, painted, likelihood in _paint(models, mask_tokens, config, missing):
+        (picture,) = decode_canvas(models.painting_codes, painted[None], ids.shape)
         if config.save_tokens:
-            with whole_file(path.with_suffix(".npy")) as temporary, temporary.open("wb") as stream:
-                np.save(stream, tokens[number].cpu().numpy())
-        height, width = ids.shape
-        made.append(Sample(str(path), config.seed, number, (height, width), float(likely[number])))
-    count = tokens[0].numel()
-    return SampleResult(name, tuple(made), count, spent, count * config.count / spent)
+            write_tokens(paths[number].with_suffix(".npy"), painted)
+        write_sample(paths[number], picture, recipes[number])
+        likely[number] = likelihood
+    spent = time.monotonic() - started
+    size, count = (ids.shape[0], ids.shape[1]), mask_tokens.numel()
+    made = (Sample(str(path), config.seed, n, size, likely.get(n)) for n, path in enumerate(paths))
+    return SampleResult(name, tuple(made), count, spent, count * len(missing) / spent)
 
 
 def read_composition(workspace: Workspace, config: SampleConfig) -> tuple[str, Ids]:
@@ -159,12 +162,15 @@ def parse_size(text: str) -> tuple[int, int]:
     """`768x1024` -> (768, 1024).
 
     Raises:
-        UserError: not HxW.
+        UserError: not HxW, or too large.
     """
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
+    found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text.strip(), re.ASCII | re.IGNORECASE)
+    if found is None:
         raise UserError(f"--size {text}: give height and width in pixels, such as 256x320")
-    return int(height), int(width)
+    height, width = int(found[1]), int(found[2])
+    if height * width > MAX_PIXELS:
+        raise UserError(f"--size {text}: more than {MAX_PIXELS / 1e6:.0f} megapixels; paint it in parts")
+    return height, width
 
 
 def fit_canvas(ids: Ids, size: tuple[int, int]) -> Ids:
@@ -213,25 +219,70 @@ def write_sample(path: Path, painting: NDArray[np.uint8], recipe: dict[str, Any]
     """Write a painting with its recipe in a PNG text chunk, and beside it as JSON."""
     info = PngImagePlugin.PngInfo()
     info.add_text("recipe", json.dumps(recipe))
-    with whole_file(path) as temporary:
-        Image.fromarray(painting).save(temporary, format="PNG", pnginfo=info)
     write_json(path.with_suffix(".json"), recipe)
+    with whole_file(path) as temporary:  # last: where the PNG is, everything is
+        Image.fromarray(painting).save(temporary, format="PNG", pnginfo=info)
 
 
-def _paint(models: Models, mask_tokens: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
-    batch = mask_tokens.expand(config.count, -1, -1).contiguous()
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    decoder = Decoder(models.transformer, dtype)
+def write_tokens(path: Path, tokens: Tensor) -> None:
+    """Write a token grid (h, w) as int64 `.npy`."""
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, tokens.cpu().numpy())
+
+
+def read_recipe(path: Path) -> dict[str, Any] | None:
+    """The recipe of a painting that was sampled; None where there is no painting, or one of another origin."""
+    beside = path.with_suffix(".json")
+    return dict(read_json(beside)) if path.exists() and beside.exists() else None
+
+
+def _path(folder: Path, stem: str, recipe: dict[str, Any]) -> Path:
+    """Where a painting goes: where another one has its name, the recipe's digest is added."""
+    plain = folder / f"{stem}.png"
+    if not plain.exists() or read_recipe(plain) == recipe:
+        return plain
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
+    return folder / f"{stem}-{digest}.png"
+
+
+def _lacks_tokens(config: SampleConfig, path: Path) -> bool:
+    return config.save_tokens and not path.with_suffix(".npy").exists()
+
+
+def _paint(
+    models: Models, mask_tokens: Tensor, config: SampleConfig, numbers: list[int]
+) -> Iterator[tuple[int, Tensor, float]]:
+    """Paint the paintings of these numbers, some together: (number, tokens (h, w), log-likelihood) of each."""
+    if not numbers:
+        return
+    decoder = Decoder(models.transformer, torch.bfloat16 if config.precision == "bfloat16" else torch.float32)
     chance = Chance(config.temperature, config.top_k, config.seed)
     stride = 1 if config.stride == 1 else models.transformer.config.window // 2
-    total = batch.numel()
-    with progress(f"Painting {config.count} x {tuple(mask_tokens.shape[1:])} tokens", total) as advance:
-        painted = paint_tokens(decoder, batch, chance, stride, advance=advance)
-    return painted.tokens, painted.log_likelihood
+    codes = models.painting_codes.config.codebook_size
+    title = f"Painting {len(numbers)} x {tuple(mask_tokens.shape[1:])} tokens"
+    with progress(title, mask_tokens.numel() * len(numbers)) as bar:
+        started, done = time.monotonic(), 0
+
+        def advance(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            bar(tokens, f"{done / (time.monotonic() - started):.0f} tokens/s")
+
+        for start in range(0, len(numbers), TOGETHER):
+            now = numbers[start : start + TOGETHER]
+            batch = mask_tokens.expand(len(now), -1, -1).contiguous()
+            painted = paint_tokens(decoder, batch, chance, stride, now, advance, codes)
+            yield from zip(now, painted.tokens, painted.log_likelihood.tolist(), strict=True)
 
 
 def _recipe(config: SampleConfig, name: str, ids: Ids, models: Models, number: int) -> dict[str, Any]:
-    """All that decides the painting: the same recipe gives the same painting again."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "save_tokens")}
-    digest = hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()[:16]
-    return {**settings, "mask_name": name, "mask_sha256": digest, "number": number, "models": models.digests}
+    """All that decides the painting, and no more: the same recipe gives the same painting again."""
+    deciding = ("temperature", "top_k", "seed", "stride", "precision")
+    return {
+        **{setting: getattr(config, setting) for setting in deciding},
+        "number": number,
+        "mask_name": Path(name).name,
+        "mask_sha256": hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()[:16],
+        "canvas": list(ids.shape),
+        "models": models.digests,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class SampleConfig:
         0.7, "Divides the logits: lower is calmer.", low=0.01, source="the seed document's sampler"
     )
     top_k: int = setting(10, "Tokens that may be drawn.", low=1, source="the seed document's sampler")
-    seed: int = setting(0, "Start of the random numbers.", low=0)
+    seed: int = setting(0, "Start of the random numbers.", low=0, high=2**63 - 1)
     stride: int = setting(
         8,
         "1: every token in its own window, as the reference; 8: a block a window, much faster.",
@@ -34,6 +35,8 @@ class SampleConfig:
     save_tokens: bool = setting(False, "Write the token grid as .npy beside each painting.")
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.temperature):
+            raise ValueError(f"--temperature {self.temperature}: a number, such as 0.7")
         if self.stride not in (1, 8):
             raise ValueError(f"--stride {self.stride}: 1 or 8")
         if not self.mask:

@@ -15,6 +15,8 @@ from annotate.masks import Encoding, shift, write_mask
 from annotate.workspace import Workspace
 from cli import main
 from generate.checkpoint import save_model
+from generate.config import GPTConfig
+from generate.gpt import GPT
 from generate.sample import fit_canvas
 
 
@@ -111,12 +113,15 @@ def test_bad_input_is_one_line(workspace: Workspace, tmp_path: Path) -> None:
             "n_labels 182; use another class there, or train with n_labels 183",
         ),
         (("--mask", "sub/one", "--size", "wide"), "--size wide: give height and width"),
+        (("--mask", "sub/one", "--size", "0x16"), "--size 0x16: give height and width"),
+        (("--mask", "sub/one", "--size", "99999x99999"), "more than 100 megapixels"),
     ):
         result = sample(workspace, *words, "--out", str(tmp_path / "none"))
         assert result.exit_code == 1
         assert line in result.stderr
         assert len(result.stderr.splitlines()) == 1
-    assert sample(workspace, "--mask", "sub/one", "--stride", "3").exit_code == 2
+    for wrong in (("--stride", "3"), ("--seed", str(2**64)), ("--temperature", "nan")):
+        assert sample(workspace, "--mask", "sub/one", *wrong).exit_code == 2
     assert not (tmp_path / "none").exists()
 
 
@@ -138,3 +143,53 @@ def test_a_damaged_model_is_one_line(workspace: Workspace, tmp_path: Path) -> No
     result = sample(damaged, "--mask", "one")
     assert result.exit_code == 1
     assert "damaged" in result.stderr
+
+
+def test_what_is_painted_is_not_painted_again(workspace: Workspace, tmp_path: Path) -> None:
+    words = ("--mask", "sub/one", "--size", "64x80", "--json", "--out", str(tmp_path))
+    first = json.loads(sample(workspace, *words, "--count", "2").stdout)["samples"]
+    stamp = Path(first[0]["path"]).stat().st_mtime_ns
+    Path(first[1]["path"]).unlink()  # as if killed between the two
+    lost = painted(first[0]["path"])
+    again = json.loads(sample(workspace, *words, "--count", "3").stdout)["samples"]
+    assert [one["path"] for one in again[:2]] == [one["path"] for one in first]
+    assert [one["log_likelihood"] is None for one in again] == [True, False, False]
+    assert again[1]["log_likelihood"] == pytest.approx(first[1]["log_likelihood"], abs=1e-5)
+    assert Path(first[0]["path"]).stat().st_mtime_ns == stamp
+    assert np.array_equal(painted(first[0]["path"]), lost)
+
+
+def test_a_painting_of_another_recipe_is_left_alone(workspace: Workspace, tmp_path: Path) -> None:
+    words = ("--mask", "sub/one", "--size", "64x80", "--json", "--out", str(tmp_path))
+    (first,) = json.loads(sample(workspace, *words).stdout)["samples"]
+    before = Path(first["path"]).read_bytes()
+    (hotter,) = json.loads(sample(workspace, *words, "--temperature", "2.0").stdout)["samples"]
+    assert hotter["path"] != first["path"]
+    assert Path(first["path"]).read_bytes() == before
+
+
+def test_more_paintings_than_go_together(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--mask", "sub/one", "--size", "64x80", "--count", "3", "--json", "--save-tokens", "--out")
+    grids = []
+    for together in (8, 2):
+        monkeypatch.setattr("generate.sample.TOGETHER", together)
+        made = json.loads(sample(workspace, *words, str(tmp_path / str(together))).stdout)["samples"]
+        grids.append([np.load(Path(one["path"]).with_suffix(".npy")) for one in made])
+    assert np.array_equal(grids[0], grids[1])
+
+
+def test_tokens_beyond_the_codebook_are_never_drawn(workspace: Workspace, tmp_path: Path) -> None:
+    """A vocabulary may be larger than the painting's codebook, as the mask's tokens share it."""
+    other = Workspace(tmp_path)
+    save_model(other.model("painting-codes"), painting_codes(), {})
+    save_model(other.model("mask-codes"), mask_codes(), {})
+    sizes = GPTConfig(vocab_size=4096, block_size=512, layers=1, heads=2, width=32)
+    save_model(other.model("transformer"), GPT(sizes), {})
+    write_mask(other.mask("shifted", "one"), np.ones((64, 80), np.uint8), Encoding.SHIFTED)
+    words = ("--mask", "one", "--top-k", "4096", "--save-tokens", "--json")
+    result = sample(other, *words)
+    assert result.exit_code == 0, result.output
+    (one,) = json.loads(result.stdout)["samples"]
+    assert np.load(Path(one["path"]).with_suffix(".npy")).max() < 64
