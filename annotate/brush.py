@@ -27,7 +27,8 @@ DEFAULT_SIZES = (3, 4, 8, 16)  # the only ones that Label Studio's editor and SD
 VALUES_PER_TOKEN = 65536
 _LONGEST_TOKEN = 27  # bits of the longest token that carries one value: 3 + 16 + 8
 _CHUNK = 16384  # bytes looked at together: bounds the memory, and keeps it in the cache
-_LONG_RUN = 32  # pixels; from here on a slice is quicker than scattered indices
+_LONG_RUN = 24  # pixels; from here on a slice is quicker than scattered indices
+_LONGEST_RUN = VALUES_PER_TOKEN // 4 + 1  # pixels whose alpha one token can hold
 
 
 def decode(rle: Sequence[int] | bytes | NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -179,7 +180,9 @@ def _read_tokens(content: bytes, position: int, end: int, table: bytes, sizes: t
     pairs: NDArray[np.uint16] = np.ndarray(count, ">u2", content, base, (1,)).astype(
         np.uint16
     )  # 16 bits from each byte on
-    octets = (pairs[:, None] >> np.arange(8, 0, -1, dtype=np.uint16)).astype(np.uint8)  # (bytes, bit)
+    octets = np.empty((count, 8), np.uint8)  # 8 bits from each bit on
+    for bit in range(8):
+        octets[:, bit] = pairs >> (8 - bit)
     steps = octets.tobytes().translate(table)
 
     def long_step(at: int) -> int:
@@ -216,9 +219,11 @@ def _paint(alpha: NDArray[np.uint8], tokens: _Tokens, stream: NDArray[np.uint8],
     short = counts[many] < _LONG_RUN
     run, long = many[short], many[~short]
     alpha[_spread(first[run], counts[run])] = np.repeat(values[run], counts[run])
-    starts, stops = first[long].tolist(), bounds[1:][long].tolist()
-    for start, stop, value in zip(starts, stops, values[long].tolist(), strict=True):
-        alpha[start:stop] = value
+    view = memoryview(alpha.data)  # its slices cost half of an array's
+    full = {value: bytes([value]) * _LONGEST_RUN for value in set(values[long].tolist())}
+    places = zip(first[long].tolist(), counts[long].tolist(), values[long].tolist(), strict=True)
+    for start, pixels, value in places:
+        view[start : start + pixels] = full[value][:pixels]
     if single.all():
         return
     raw = np.flatnonzero(~single & (counts > 0))
