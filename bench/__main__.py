@@ -19,6 +19,7 @@ import numpy as np
 
 import bench
 
+SHARED = ("__main__", "timing")  # no benchmarks themselves
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -32,13 +33,11 @@ def main(names: tuple[str, ...], write: bool) -> None:
     Example:
       python -m bench brush exporter --write
     """
-    found = [module.name for module in pkgutil.iter_modules(bench.__path__) if module.name != "__main__"]
+    found = [module.name for module in pkgutil.iter_modules(bench.__path__) if module.name not in SHARED]
     if unknown := set(names) - set(found):
         raise click.UsageError(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(found)}")
     for name in names or found:
         module = importlib.import_module(f"bench.{name}")
-        if not hasattr(module, "run"):
-            continue  # shared by the others
         text = f"# {name}\n\n{inspect.getdoc(module)}\n\n{markdown(module.run())}\n\n{machine()}\n"
         click.echo(text)
         if write:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from annotate.brush import encode
 from annotate.classes import ClassTable
-from annotate.regions import MAX_POINTS, brush_region, class_map, class_map_regions, polygon_regions
+from annotate.regions import brush_region, class_map, class_map_regions, polygon_regions
 
 CLASSES = ClassTable()
 ID = {one.name: one.id for one in CLASSES.classes}
@@ -64,7 +64,6 @@ def test_what_the_browser_drew() -> None:
     # corners at 104.352, 83.992 and 500.511, 320.870: pixels whose centres lie between them
     trees = np.zeros((800, 1000), np.bool_)
     trees[84:321, 104:501] = True
-    trees[:, 500] = False if 500.5 >= 500.5105 else trees[:, 500]
     assert ((found.ids == ID["trees"]) == trees).all()
     assert found.unknown == found.problems == ()
 
@@ -382,4 +381,3 @@ def test_a_region_is_as_label_studio_has_it() -> None:
     assert polygon_regions(np.zeros((4, 4), np.bool_), "sky") == []
     edges = polygon_regions(np.ones((40, 70), np.bool_), "sky")[0]["value"]["points"]
     assert np.ptp(edges, axis=0).tolist() == [100, 100]
-    assert MAX_POINTS >= 100_000
