@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import io
-import pickle
-import types
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +17,7 @@ from annotate.workspace import Workspace
 from generate.checkpoint import fit, load_gpt, load_vqgan, save_model
 from generate.config import GPTConfig, VQGANConfig
 from generate.gpt import GPT
+from generate.torch_file import read_state_dict
 from generate.vqgan import VQGAN
 
 # prefix in a whole Net2Net's state dict -> model of the workspace
@@ -121,8 +117,10 @@ def read_params(config: Path) -> dict[str, Any]:
 
 
 def vqgan_config(params: Mapping[str, Any]) -> VQGANConfig:
-    """A VQModel's params as our sizes. Raises KeyError for a missing one."""
+    """A VQModel's params as our sizes. Raises KeyError for a missing one, ValueError for an unsupported one."""
     sizes = params["ddconfig"]
+    _refuse(params, {"remap": None})
+    _refuse(sizes, {"double_z": False, "attn_type": "vanilla", "resamp_with_conv": True, "tanh_out": False})
     return VQGANConfig(
         in_channels=int(sizes["in_channels"]),
         out_channels=int(sizes["out_ch"]),
@@ -139,129 +137,19 @@ def vqgan_config(params: Mapping[str, Any]) -> VQGANConfig:
 
 
 def gpt_config(params: Mapping[str, Any]) -> GPTConfig:
-    """A GPT's params as our sizes. Raises KeyError for a missing one."""
-    return GPTConfig(
+    """A GPT's params as our sizes. Raises KeyError for a missing one, ValueError for an unsupported one."""
+    _refuse(params, {"n_unmasked": 0})
+    sizes = GPTConfig(
         vocab_size=int(params["vocab_size"]),
         block_size=int(params["block_size"]),
         layers=int(params["n_layer"]),
         heads=int(params["n_head"]),
         width=int(params["n_embd"]),
-        dropout=float(params.get("resid_pdrop", 0.0)),
+        dropout=max(float(params.get(name, 0.0)) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")),
     )
-
-
-def read_state_dict(checkpoint: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint; its other content becomes inert.
-
-    Raises:
-        UserError: missing, damaged, or a pickle that would call something other than a tensor's maker; the
-            line names what it wanted to call.
-    """
-    try:
-        if zipfile.is_zipfile(checkpoint) and any(
-            n.endswith("/constants.pkl") for n in zipfile.ZipFile(checkpoint).namelist()
-        ):
-            raise UserError(
-                f"{checkpoint}: a TorchScript program, not a checkpoint; give the .ckpt of the training"
-            )
-        loaded = torch.load(checkpoint, map_location="cpu", pickle_module=_SAFE_PICKLE, weights_only=False)
-    except OSError as error:
-        raise UserError(f"{checkpoint}: cannot be read ({error.strerror})") from error
-    except _ForbiddenError as error:
-        raise UserError(
-            f"{checkpoint}: refused, its pickle wants to call {error}; get it from a source you trust"
-        ) from error
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{checkpoint}: not a readable checkpoint ({line}); copy it again from its source"
-        ) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not any(isinstance(one, Tensor) for one in state.values()):
-        raise UserError(f"{checkpoint}: holds no state_dict; give a taming-transformers checkpoint")
-    return {name: one for name, one in state.items() if isinstance(name, str) and isinstance(one, Tensor)}
-
-
-class _ForbiddenError(Exception):
-    """The pickle wants to call this."""
-
-
-class _Inert:
-    """What a class of the pickle becomes: it takes anything and does nothing."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-    def append(self, value: object) -> None:
-        pass
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-# all that a pickle of tensors and plain containers has to call
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("collections", "defaultdict"): collections.defaultdict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-    ("torch", "device"): torch.device,
-    ("builtins", "set"): set,
-    ("builtins", "dict"): dict,
-    ("builtins", "list"): list,
-}
-for _kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"):
-    _ALLOWED[("torch", f"{_kind}Storage")] = getattr(torch, f"{_kind}Storage")
-
-# modules whose names are only ever classes of a training run, of no use here: they become inert
-_INERT_MODULES = (
-    "pytorch_lightning",
-    "lightning",
-    "omegaconf",
-    "taming",
-    "_codecs",
-    "argparse",
-    "numpy",
-    "pathlib",
-    "typing",
-)
-
-
-class _SafeUnpickler(pickle.Unpickler):
-    """Lets tensors and plain containers through, makes a training's classes inert, refuses the rest by name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[(module, name)]
-        if module.split(".")[0] in _INERT_MODULES:
-            return type(name.rpartition(".")[2], (_Inert,), {})
-        raise _ForbiddenError(f"{module}.{name}")
-
-
-def _safe_load(file: Any, **kwargs: Any) -> Any:
-    return _SafeUnpickler(file, **kwargs).load()
-
-
-_SAFE_PICKLE = types.ModuleType("safe_pickle")
-vars(_SAFE_PICKLE).update(
-    Unpickler=_SafeUnpickler, load=_safe_load, loads=lambda data, **kw: _safe_load(io.BytesIO(data), **kw)
-)
+    if sizes.window < 2:  # a block that is not twice a square is refused by `window` itself
+        raise ValueError(f"block_size {sizes.block_size} is too small")
+    return sizes
 
 
 def _parts(
@@ -270,24 +158,50 @@ def _parts(
     """(model of the workspace, prefix in the state dict, sizes) of each part that the config describes."""
     try:
         if "transformer_config" not in params:
-            return [(STAGES[stage], "", vqgan_config(params))]
+            sizes = vqgan_config(params)
+            if stage == "painting" and sizes.in_channels != 3:
+                raise ValueError(f"in_channels {sizes.in_channels} are a mask's; add --stage mask")
+            return [(STAGES[stage], "", sizes)]
+        permuter = params.get("permuter_config") or {}
+        if not str(permuter.get("target", "Identity")).endswith("Identity"):
+            raise ValueError(f"permuter {permuter['target']} orders tokens in a way that is not supported")
         return [
-            ("painting-codes", "first_stage_model.", vqgan_config(params["first_stage_config"]["params"])),
-            ("mask-codes", "cond_stage_model.", vqgan_config(params["cond_stage_config"]["params"])),
-            ("transformer", "transformer.", gpt_config(params["transformer_config"]["params"])),
+            ("painting-codes", "first_stage_model.", vqgan_config(_inner(params, "first_stage_config"))),
+            ("mask-codes", "cond_stage_model.", vqgan_config(_inner(params, "cond_stage_config"))),
+            ("transformer", "transformer.", gpt_config(_inner(params, "transformer_config"))),
         ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{config}: {error} is missing or not a number under model.params") from error
+    except KeyError as error:
+        raise UserError(f"{config}: {error} is missing under model.params; give the project.yaml") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{config}: {error}") from error
+
+
+def _inner(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """`params` of one part; a part that is only a word (`__is_unconditional__`) has none."""
+    part = params[name]
+    if not isinstance(part, dict):
+        raise ValueError(f"{name} is {part!r}: only models conditioned on a mask's VQGAN are supported")
+    inner = part["params"]
+    if not isinstance(inner, dict):
+        raise ValueError(f"{name}.params is {inner!r}, not a mapping")
+    return inner
+
+
+def _refuse(params: Mapping[str, Any], known: Mapping[str, object]) -> None:
+    """Settings that would change the numbers, and that we have only one value of."""
+    for name, value in known.items():
+        if params.get(name, value) != value:
+            raise ValueError(f"{name}: {params[name]!r} is not supported, only {value!r}")
 
 
 def _wanted(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """One part's tensors without its prefix; losses, attention masks, EMA and `colorize` are left behind."""
+    """One part's tensors without its prefix; what is of use in training only is left behind."""
     cut = {name.removeprefix(prefix): one for name, one in state.items() if name.startswith(prefix)}
     return {
         name: one.float()
         for name, one in cut.items()
-        if not name.startswith(("loss.", "model_ema."))
-        and name != "colorize"
+        if not name.startswith(("loss.", "model_ema.", "permuter."))
+        and name not in ("colorize", "quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
         and not name.endswith("attn.mask")
     }
 

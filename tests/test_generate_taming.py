@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -27,7 +26,7 @@ from annotate.errors import UserError
 from annotate.workspace import Workspace
 from cli import main
 from generate.checkpoint import load_gpt, load_vqgan, save_model
-from generate.taming import export_checkpoint, import_checkpoint, read_params, read_state_dict
+from generate.taming import export_checkpoint, import_checkpoint, read_params
 
 
 @pytest.fixture(scope="module")
@@ -124,52 +123,6 @@ def test_a_single_stage_comes_in_without_its_losses(tmp_path: Path) -> None:
     assert found.config["source"] == "imported from stage.ckpt"
 
 
-class Calls:
-    """Pickles to a call."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
-@pytest.mark.parametrize(
-    ("call", "name"),
-    [
-        (Calls(os.system, "touch pwned"), r"posix\.system"),
-        (Calls(eval, "open('pwned', 'w')"), r"\S+\.eval"),
-        (Calls(getattr, "a", "upper"), r"\S+\.getattr"),
-        (Calls(pickle.loads, b"cos\nsystem\n(S'touch pwned'\ntR."), r"\S+\.loads"),
-    ],
-)
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_calls_something_is_refused_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Calls, name: str, zipped: bool
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "bad.ckpt"
-    torch.save({"state_dict": {"a": torch.zeros(2)}, "x": call}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=f"wants to call {name}"):
-        read_state_dict(path)
-    assert not (tmp_path / "pwned").exists()
-
-
-def test_classes_of_a_training_become_inert(tmp_path: Path) -> None:
-    path = tmp_path / "numpy.ckpt"
-    torch.save({"state_dict": {"a": torch.ones(2)}, "best": np.float64(3.0), "at": Path("x")}, path)
-    assert torch.equal(read_state_dict(path)["a"], torch.ones(2))
-
-
-@pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04 cut"])
-def test_damaged_checkpoints_are_one_line(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "bad.ckpt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="not a readable checkpoint") as caught:
-        read_state_dict(path)
-    assert "\n" not in caught.value.message
-
-
 def test_other_sizes_name_the_tensor(exported: Path, tmp_path: Path) -> None:
     table = yaml.safe_load(exported.with_suffix(".yaml").read_text())
     table["model"]["params"]["transformer_config"]["params"]["n_layer"] = 3
@@ -201,3 +154,73 @@ def test_sizes_survive_the_yaml(exported: Path) -> None:
     assert vqgan_config(params["first_stage_config"]["params"]) == PAINTING_SIZES
     assert vqgan_config(params["cond_stage_config"]["params"]) == MASK_SIZES
     assert gpt_config(params["transformer_config"]["params"]) == GPT_SIZES
+
+
+def config_with(exported: Path, path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    table = yaml.safe_load(exported.with_suffix(".yaml").read_text())
+    change(table["model"]["params"])
+    path.write_text(yaml.safe_dump(table))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            lambda p: p["transformer_config"]["params"].update(n_unmasked=256),
+            "n_unmasked: 256 is not supported",
+        ),
+        (
+            lambda p: p["transformer_config"]["params"].update(block_size=300),
+            "block_size 300 is not twice a square",
+        ),
+        (
+            lambda p: p["first_stage_config"]["params"]["ddconfig"].update(double_z=True),
+            "double_z: True is not",
+        ),
+        (lambda p: p["first_stage_config"]["params"].update(remap="used.npy"), "remap: 'used.npy' is not"),
+        (lambda p: p.update(cond_stage_config="__is_unconditional__"), "only models conditioned on a mask"),
+        (lambda p: p.update(permuter_config={"target": "a.ZCurve"}), "permuter a.ZCurve"),
+        (lambda p: p["transformer_config"]["params"].update(n_layer="many"), "'many'"),
+        (lambda p: p["transformer_config"]["params"].pop("n_layer"), "'n_layer' is missing"),
+        (lambda p: p["cond_stage_config"].update(params=None), "params is None, not a mapping"),
+    ],
+)
+def test_a_config_that_we_cannot_build_is_refused(
+    exported: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], line: str
+) -> None:
+    config = config_with(exported, tmp_path / "c.yaml", change)
+    with pytest.raises(UserError, match=re.escape(line)):
+        import_checkpoint(Workspace(tmp_path / "new"), exported, config)
+    assert not (tmp_path / "new").exists()
+
+
+def test_settings_without_effect_on_the_numbers_are_fine(exported: Path, tmp_path: Path) -> None:
+    def change(params: dict[str, Any]) -> None:
+        params |= {
+            "pkeep": 0.9,
+            "permuter_config": {"target": "taming.modules.transformer.permuter.Identity"},
+        }
+        params["transformer_config"]["params"] |= {"embd_pdrop": 0.1, "n_unmasked": 0}
+
+    import_checkpoint(Workspace(tmp_path), exported, config_with(exported, tmp_path / "c.yaml", change))
+    assert load_gpt(Workspace(tmp_path).model("transformer"), "")[0].config.dropout == 0.1
+
+
+def test_a_masks_vqgan_is_not_taken_for_a_paintings(exported: Path, tmp_path: Path) -> None:
+    def only_the_mask(params: dict[str, Any]) -> None:
+        inner = params["cond_stage_config"]["params"]
+        params.clear()
+        params.update(inner)
+
+    config = config_with(exported, tmp_path / "c.yaml", only_the_mask)
+    state = mask_codes().state_dict()
+    ema = {"quantize.embedding.cluster_size": torch.ones(64), "model_ema.decay": torch.tensor(0.9)}
+    torch.save({"state_dict": {**state, **ema}}, tmp_path / "mask.ckpt")
+    workspace = Workspace(tmp_path / "new")
+    with pytest.raises(UserError, match="in_channels 182 are a mask's; add --stage mask"):
+        import_checkpoint(workspace, tmp_path / "mask.ckpt", config)
+    import_checkpoint(workspace, tmp_path / "mask.ckpt", config, "mask")
+    taken = load_vqgan(workspace.model("mask-codes"), "")[0].state_dict()
+    assert taken.keys() == state.keys()
+    assert all(torch.equal(taken[name], tensor) for name, tensor in state.items())
