@@ -1,0 +1,220 @@
+"""torchvision's DeepLabV3: built, given its first weights, saved and loaded with its class table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models import segmentation
+from torchvision.models.segmentation import deeplabv3
+
+from annotate.classes import ClassTable
+from annotate.errors import UserError
+from annotate.files import whole_file, write_json
+from annotate.workspace import Workspace
+
+WEIGHTS = "model.safetensors"
+# what torchvision offers to start from
+IMAGENET = {
+    "mobilenet_v3_large": deeplabv3.MobileNet_V3_Large_Weights.IMAGENET1K_V2,
+    "resnet50": deeplabv3.ResNet50_Weights.IMAGENET1K_V2,
+    "resnet101": deeplabv3.ResNet101_Weights.IMAGENET1K_V2,
+}
+COCO = {
+    "mobilenet_v3_large": deeplabv3.DeepLabV3_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1,
+    "resnet50": deeplabv3.DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1,
+    "resnet101": deeplabv3.DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1,
+}
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A trained network, ready to label."""
+
+    net: nn.Module  # in evaluation mode, on its device
+    classes: ClassTable
+    smallest_side: int  # paintings are scaled to it, in pixels; 0: as they are
+    digest: str  # of the weights file: tells two trainings apart
+    device: torch.device
+
+
+def build(architecture: str, n_classes: int) -> nn.Module:
+    """A DeepLabV3 with auxiliary head and random weights.
+
+    Args:
+        architecture: one of `segment.config.ARCHITECTURES`.
+        n_classes: channels of the logits.
+    """
+    make = getattr(segmentation, f"deeplabv3_{architecture}")
+    net: nn.Module = make(weights=None, weights_backbone=None, num_classes=n_classes, aux_loss=True)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # MobileNetV3's 0.01 would need thousands of steps to forget its start
+    return net
+
+
+def initialise(net: nn.Module, architecture: str, init: str) -> None:
+    """Give the network its first weights, in place; never silently random ones.
+
+    Args:
+        init: `imagenet` (backbone only), `coco` (all but the last layer of each head), `none`, or a file.
+
+    Raises:
+        UserError: weights that cannot be found, downloaded or read, or that are another network's.
+    """
+    if init == "none":
+        return
+    if init in ("imagenet", "coco"):
+        weights = _download((IMAGENET if init == "imagenet" else COCO)[architecture], init)
+    else:
+        weights = read_weights(Path(init).expanduser())
+    _copy(net, weights, f"--init {init}", architecture)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` file, or of what `torch.save` wrote; nothing in it is ever executed.
+
+    Raises:
+        UserError: no such file, damaged, or it holds more than tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"--init {path}: no such file; give imagenet, coco, none or a file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--init {path}: damaged, or holds more than weights ({line}); it was not loaded, "
+            "give a .safetensors file"
+        ) from error
+    for name in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
+            loaded = loaded[name]
+    tensors = (
+        {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
+    )
+    if not tensors:
+        raise UserError(f"--init {path}: holds no state dict; save the network's `state_dict()`")
+    return tensors
+
+
+def save(workspace: Workspace, net: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write models/deeplab: the weights, which carry the config, and a readable copy of it beside.
+
+    Args:
+        config: at least `architecture`, `smallest_side` and `classes` (`ClassTable.as_list`).
+    """
+    folder = workspace.model("deeplab")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    with whole_file(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"config": json.dumps(config)})
+    write_json(folder / "config.json", dict(config))
+
+
+def saved_config(workspace: Workspace) -> dict[str, Any] | None:
+    """The config inside the weights file; None without a model.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    path = workspace.model("deeplab") / WEIGHTS
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {})["config"]))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and run `tool segment train`") from error
+
+
+def load(workspace: Workspace, device: torch.device) -> Segmenter:
+    """Load models/deeplab for the workspace's classes.
+
+    Raises:
+        UserError: no model yet, a damaged one, or one that was trained for other classes.
+    """
+    folder = workspace.model("deeplab")
+    config = saved_config(workspace)
+    if config is None:
+        raise UserError(f"{folder}: no model yet; run `tool segment train`")
+    path = folder / WEIGHTS
+    classes = workspace.settings().classes
+    _check_classes(path, ClassTable.from_list(config["classes"]), classes)
+    net = build(config["architecture"], len(classes))
+    try:
+        net.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged ({line}); delete it and run `tool segment train`") from error
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    net.eval().to(device).to(memory_format=torch.channels_last)
+    return Segmenter(net, classes, int(config["smallest_side"]), digest, device)
+
+
+def _check_classes(path: Path, trained: ClassTable, wanted: ClassTable) -> None:
+    """The order matters: class k of the table is channel k of the logits."""
+    pairs = list(zip(trained.classes, wanted.classes, strict=False))  # what one has more of comes below
+    differ = [
+        f"{new.name} {new.id} instead of {old.name} {old.id}"
+        for old, new in pairs
+        if (old.name, old.id) != (new.name, new.id)
+    ]
+    differ += [f"{one.name} {one.id} added" for one in wanted.classes[len(trained) :]]
+    differ += [f"{one.name} {one.id} removed" for one in trained.classes[len(wanted) :]]
+    if differ:
+        raise UserError(
+            f"{path}: was trained for other classes than tool.toml's ({', '.join(differ)}); "
+            "run `tool segment train` again, or mend tool.toml"
+        )
+
+
+def _download(weights: Any, init: str) -> dict[str, Tensor]:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        name = weights.url.rsplit("/", 1)[1]
+        raise UserError(
+            f"--init {init}: {name} is not in {folder} and cannot be downloaded ({error}); put the file "
+            f"from {weights.url} there, or use --init none"
+        ) from error
+    return state
+
+
+def _copy(net: nn.Module, weights: Mapping[str, Tensor], where: str, architecture: str) -> None:
+    """Copy what fits. The backbone must fit wholly; the heads' last layers belong to other classes."""
+    wanted = net.state_dict()
+    named = {_segmentation_name(name, weights): value for name, value in weights.items()}
+    last = ("classifier.4.", "aux_classifier.4.")
+    fitting = {
+        name: value
+        for name, value in named.items()
+        if name in wanted and value.shape == wanted[name].shape and not name.startswith(last)
+    }
+    for name in wanted:
+        if name.startswith("backbone.") and name not in fitting:
+            raise UserError(
+                f"{where}: has no {name} of shape {tuple(wanted[name].shape)}, so it is not a {architecture}; "
+                "give the weights of that network or another --architecture"
+            )
+    net.load_state_dict(fitting, strict=False)
+
+
+def _segmentation_name(name: str, weights: Mapping[str, Tensor]) -> str:
+    """A tensor's name in a segmentation network; ImageNet classifiers name their layers without `backbone.`."""
+    if any(other.startswith("backbone.") for other in weights):
+        return name
+    return "backbone." + name.removeprefix("features.")
