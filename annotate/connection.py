@@ -29,7 +29,16 @@ class UnsureError(UserError):
 
 
 class UnavailableError(Exception):
-    """The server could not answer now; asking again may help."""
+    """The server did not answer as it should; asking again may help, in `wait` seconds at the earliest."""
+
+    def __init__(self, reason: str, wait: float = 0.0, absent: bool = False) -> None:
+        super().__init__(reason)
+        self.wait = wait
+        self.absent = absent  # nothing listens there
+
+
+class _RefusedError(UnavailableError):
+    """Nothing was done on the server's side."""
 
 
 class Connection:
@@ -66,60 +75,54 @@ class Connection:
     def _request(
         self, method: str, path: str, repeat: bool, content: Mapping[str, Any], patient: bool = True
     ) -> Any:
-        reason, wait = "", 0.0
+        wait, reason = 0.0, ""
         for attempt in range(TRIES):
             time.sleep(wait)
             wait = FIRST_WAIT * 2**attempt * random.uniform(0.8, 1.2)
             try:
-                headers = dict(self._headers())
-            except UnavailableError as error:
-                reason = str(error)
-                continue
-            try:
-                with self._client.stream(
-                    method, f"{self.url}/{path}", headers=headers, **content
-                ) as response:
-                    body = self._read(response, path)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent
-                reason = _reason(error)
-                if attempt and not patient:
+                return self._once(method, path, content)
+            except _RefusedError as error:  # not taken by the server: asking again is always safe
+                reason, wait = str(error), max(wait, error.wait)
+                if error.absent and attempt and not patient:
                     break
-                continue
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                raise UserError(f"{self.url}: not a web address ({error}); mend LABEL_STUDIO_URL") from error
-            except (httpx.TransportError, httpx.DecodingError) as error:
-                reason = _reason(error)
+            except UnavailableError as error:
+                reason, wait = str(error), max(wait, error.wait)
                 if not repeat:
                     raise UnsureError(
                         f"{self.url}: the connection broke ({reason}); run the command again"
                     ) from error
-                continue
-            if response.status_code == 429 or (response.status_code in _BUSY and repeat):
-                reason = f"it answers {response.status_code}"
-                wait = max(wait, _retry_after(response))
-                continue
-            if response.status_code in _BUSY:
-                raise UnsureError(
-                    f"{self.url}: the server answers {response.status_code}; run the command again"
-                )
-            if response.status_code >= 300:
-                raise self._refusal(response, body, path)
-            if not body:
-                return None
-            try:
-                return json.loads(body)
-            except (ValueError, RecursionError) as error:  # ValueError covers text that is not UTF-8
-                if "html" in response.headers.get("content-type", ""):
-                    raise UserError(
-                        f"{self.url}: answers, but is not a Label Studio; mend LABEL_STUDIO_URL"
-                    ) from error
-                reason = "its answer is not JSON"
-                if not repeat:
-                    raise UnsureError(f"{self.url}: {reason}; run the command again") from error
         raise UserError(
             f"{self.url}: Label Studio does not answer ({reason}); "
             "check LABEL_STUDIO_URL and that the server runs, then run the command again"
         )
+
+    def _once(self, method: str, path: str, content: Mapping[str, Any]) -> Any:
+        try:
+            headers = dict(self._headers())
+        except UnavailableError as error:
+            raise _RefusedError(str(error)) from error
+        try:
+            with self._client.stream(method, f"{self.url}/{path}", headers=headers, **content) as response:
+                body = self._read(response, path)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _RefusedError(_reason(error), absent=True) from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise UnavailableError(_reason(error)) from error
+        status = response.status_code
+        if status == 429:
+            raise _RefusedError("it answers 429", wait=_retry_after(response))
+        if status in _BUSY:
+            raise UnavailableError(f"it answers {status}", wait=_retry_after(response))
+        if status >= 300:
+            raise self._refusal(response, body, path)
+        try:
+            return json.loads(body) if body else None
+        except (ValueError, RecursionError) as error:  # ValueError covers text that is not UTF-8
+            if "html" in response.headers.get("content-type", ""):
+                raise UserError(
+                    f"{self.url}: answers, but is not a Label Studio; mend LABEL_STUDIO_URL"
+                ) from error
+            raise UnavailableError("its answer is not JSON") from error
 
     def _read(self, response: httpx.Response, path: str) -> bytes:
         chunks, total = [], 0

@@ -7,6 +7,8 @@ region comes as two results of one id: its shape (`brush`), and its shape with t
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from annotate.classes import ClassTable
 from annotate.regions import BRUSH, IMAGE, LABEL, POLYGON
@@ -44,6 +46,24 @@ def labelling_interface(classes: ClassTable) -> str:
     ET.SubElement(view, "Polygon", name=POLYGON, toName=IMAGE, strokeWidth="2", pointSize="small")
     ET.indent(view)
     return ET.tostring(view, encoding="unicode")
+
+
+def as_drawn(regions: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Regions of `annotate.regions` as this interface writes them: the shape, then the shape with its label.
+
+    Both carry the shape, as the server checks each by itself. Regions of another form are left as they are.
+    """
+    results: list[dict[str, Any]] = []
+    for region in regions:
+        shape, kind = str(region["from_name"]), str(region["type"])
+        if shape not in (BRUSH, POLYGON) or kind != f"{shape}labels":
+            results.append(dict(region))
+            continue
+        value = {name: part for name, part in region["value"].items() if name != kind}
+        results.append({**region, "type": shape, "value": value})
+        labelled = {**value, "labels": region["value"][kind]}
+        results.append({**region, "from_name": LABEL, "type": "labels", "value": labelled})
+    return results
 
 
 def shows(config: str, classes: ClassTable) -> bool:

@@ -14,7 +14,6 @@ from annotate.paintings import (
     Painting,
     Scan,
     browser_bytes,
-    load_painting,
     read_index,
     scan,
     thumbnail,
@@ -121,7 +120,7 @@ def _choose(
     unseen = [one for one in found.paintings if one.key not in thumbnails]
 
     def look(one: Painting) -> None:
-        thumbnails[one.key] = thumbnail(load_painting(one.file(workspace)))
+        thumbnails[one.key] = thumbnail(one.file(workspace))
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(look, unseen))

@@ -21,7 +21,7 @@ from annotate import server
 from annotate.connection import Connection, MissingError, UnavailableError
 from annotate.errors import UserError
 from annotate.files import write_whole
-from annotate.interface import labelling_interface, shows
+from annotate.interface import as_drawn, labelling_interface, shows
 from annotate.workspace import Settings, Workspace
 
 PAGE = 500  # tasks of one listing request
@@ -177,8 +177,15 @@ class Studio:
     def annotate(
         self, task: int, result: Sequence[Mapping[str, Any]], seconds: float = 0.0, cancelled: bool = False
     ) -> int:
-        """Submit an annotation, as the browser does; returns its id."""
-        body = {"result": list(result), "lead_time": seconds, "was_cancelled": cancelled}
+        """Submit an annotation, as the browser does; returns its id.
+
+        Args:
+            task: its id.
+            result: regions of `annotate.regions`, or as the editor writes them.
+            seconds: how long it took.
+            cancelled: the annotator pressed Skip.
+        """
+        body = {"result": as_drawn(result), "lead_time": seconds, "was_cancelled": cancelled}
         made = self.connection.send("POST", f"api/tasks/{task}/annotations/", repeat=False, json=body)
         return int(made["id"])
 
@@ -250,7 +257,8 @@ def _connect(url: str, key: str, login: server.Login | None) -> Studio:
     try:
         address = urlsplit(url)
         usable = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
-    except ValueError:
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL):
         usable = False
     if not usable:
         raise UserError(f"{url!r} is not the address of a server; write it like http://localhost:8080")
