@@ -149,9 +149,11 @@ def _pseudo_label(workspace: Workspace, device: str) -> Any:
 
 def _evaluate(workspace: Workspace, device: str) -> Any:
     from segment.config import EvaluateConfig
-    from segment.evaluate import evaluate
+    from segment.evaluate import evaluate, report
 
-    return evaluate(workspace, EvaluateConfig(truth=_truth(workspace)), device)
+    result = evaluate(workspace, EvaluateConfig(truth=_truth(workspace)), device)
+    workspace.save_report("segment-evaluate", report(result))
+    return result
 
 
 def _convert(workspace: Workspace) -> Any:
