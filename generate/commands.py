@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from annotate.options import device_option, emit, json_option, settings, workspace_option
-from annotate.workspace import Workspace
 from generate.sample_config import SampleConfig
+
+if TYPE_CHECKING:
+    from annotate.workspace import Workspace
 
 
 @click.group()
@@ -31,7 +34,6 @@ def sample_command(workspace: Workspace, as_json: bool, device: str, config: Sam
     from generate.sample import sample
 
     result = sample(workspace, config, device)
-    workspace.save_report("generate-sample", {"last": result.__dict__ | {"samples": len(result.samples)}})
     lines = [f"{one.path}  {one.size[0]} x {one.size[1]}" for one in result.samples]
     lines.append(
         f"{result.tokens} tokens each, {result.tokens_a_second:.0f} tokens/s, {result.seconds:.1f} s"
