@@ -11,12 +11,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from annotate.errors import UserError
 from annotate.options import emit, json_option, workspace_option
-from annotate.workspace import Workspace
+
+if TYPE_CHECKING:
+    from annotate.workspace import Workspace
 
 # run in a process of its own: a broken torch may crash the interpreter, and must not crash the doctor
 _TORCH_PROBE = """

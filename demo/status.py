@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from annotate.options import emit, json_option, workspace_option
-from annotate.workspace import Workspace
+
+if TYPE_CHECKING:
+    from annotate.workspace import Workspace
 
 # the steps that only need a model's folder: model, what it is called, the command that makes it
 MODELS = (
