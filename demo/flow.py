@@ -39,6 +39,7 @@ def run_demo(folder: Path, config: DemoConfig, device: str = "auto") -> DemoResu
     Raises:
         UserError: what any step says.
     """
+    from demo.picture import first_sample_of, flow_picture
     from demo.report import build_report
 
     workspace = Workspace(folder)
@@ -64,6 +65,10 @@ def run_demo(folder: Path, config: DemoConfig, device: str = "auto") -> DemoResu
     finally:
         if not config.keep_server:
             _stop(workspace)
+    mixed = workspace.root / "compositions" / "mixed.png"
+    painted = first_sample_of(workspace, mixed)
+    assert painted is not None, "the last step paints from every composition"
+    flow_picture(workspace, mixed, painted)
     report = build_report(workspace, note=STAND_IN)
     samples = tuple(str(path) for path in sorted(workspace.samples.glob("*.png")))
     return DemoResult(str(report), samples, time.monotonic() - started, clock.seconds)

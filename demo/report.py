@@ -14,7 +14,19 @@ from PIL import Image
 from annotate.classes import ClassTable
 from annotate.files import write_whole
 from annotate.masks import Encoding, read_mask, unshift
-from annotate.page import cards, colour, duration, legend, overlay, page, pictures, section, shrink, table
+from annotate.page import (
+    cards,
+    colour,
+    duration,
+    image,
+    legend,
+    overlay,
+    page,
+    pictures,
+    section,
+    shrink,
+    table,
+)
 from annotate.paintings import Painting, load_painting, read_index
 from annotate.progress import progress
 from annotate.workspace import Workspace
@@ -83,7 +95,9 @@ def _overview(workspace: Workspace) -> str:
     seconds = [one["seconds"] for one in _times(workspace).values()]
     if seconds:
         figures["all steps together"] = duration(sum(seconds))
-    return section("At a glance", "", cards(figures))
+    flow = workspace.reports / "flow.png"
+    picture = image(_pixels(flow), "from paintings to a new painting, step by step") if flow.exists() else ""
+    return section("At a glance", "", picture, cards(figures))
 
 
 def _samples(workspace: Workspace) -> str:
