@@ -16,6 +16,9 @@ from annotate.regions import BRUSH, IMAGE, LABEL, POLYGON
 # How strongly a region covers the painting: seen at a glance, and the strokes still show through. Brush regions
 # have their own fixed 0.6 in the editor.
 OPACITY = "0.5"
+# The editor fits a small image to the width without its toolbar's 42 pixels, and then cuts its edges off: at
+# 600 x 400, 2.4% at each side (seen with 1.23.2).
+_BESIDE_TOOLS = "calc(100% - 44px)"
 _KEYS = "1234567890qwtasdfgxcyijknm"  # letters that the editor's own tools leave free
 
 
@@ -30,6 +33,7 @@ def labelling_interface(classes: ClassTable) -> str:
         "Image",
         name=IMAGE,
         value="$image",
+        width=_BESIDE_TOOLS,
         zoom="true",
         zoomControl="true",
         brightnessControl="true",
