@@ -40,6 +40,8 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .legend i { width: 13px; height: 13px; border-radius: 3px; display: inline-block; margin-right: 6px;
   vertical-align: -1px; }
 .row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 8px; margin: 10px 0 20px; }
+.curve svg { width: 100%; height: 120px; color: var(--mark); background: var(--card);
+  border: 1px solid var(--line); border-radius: 10px; } .curve { margin: 10px 0 20px; }
 figure { margin: 0; } img { width: 100%; height: auto; display: block; border-radius: 5px; }
 figcaption { color: var(--soft); font-size: 12.5px; margin-top: 4px; overflow-wrap: anywhere; }
 .bar { background: var(--line); border-radius: 4px; height: 8px; min-width: 70px; }
@@ -50,19 +52,19 @@ figcaption { color: var(--soft); font-size: 12.5px; margin-top: 4px; overflow-wr
 
 def page(title: str, intro: str, sections: Iterable[str]) -> str:
     """A whole HTML file. `title` and `intro` are plain text; the sections are HTML made by `section`."""
+    lead = f'<p class="soft">{escape(intro)}</p>' if intro else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>"
-        f'<h1>{escape(title)}</h1><p class="soft">{escape(intro)}</p>\n'
-        + "\n".join(sections)
-        + "\n</main></body></html>\n"
+        f"<h1>{escape(title)}</h1>{lead}\n" + "\n".join(sections) + "\n</main></body></html>\n"
     )
 
 
 def section(heading: str, text: str, *parts: str) -> str:
     """A heading, a line of plain text, and parts that are HTML."""
-    return f"<section><h2>{escape(heading)}</h2><p>{escape(text)}</p>\n" + "\n".join(parts) + "</section>"
+    lead = f"<p>{escape(text)}</p>" if text else ""
+    return f"<section><h2>{escape(heading)}</h2>{lead}\n" + "\n".join(parts) + "</section>"
 
 
 def cards(figures: Mapping[str, str]) -> str:
@@ -105,6 +107,25 @@ def image(pixels: Pixels, alt: str) -> str:
     height, width = pixels.shape[:2]
     kind = "png" if few else "jpeg"
     return f'<img loading="lazy" alt="{escape(alt)}" width="{width}" height="{height}" src="data:image/{kind};base64,{data}">'
+
+
+def curve(caption: str, points: Sequence[tuple[float, float]]) -> str:
+    """A line through points (x, y) as an inline drawing; the axis says the lowest and highest y."""
+    finite = [(x, y) for x, y in points if np.isfinite(x) and np.isfinite(y)]
+    if len(finite) < 2:
+        return ""
+    xs, ys = np.array(finite).T
+    low, high = float(ys.min()), float(ys.max())
+    across = 8 + 584 * (xs - xs.min()) / max(float(np.ptp(xs)), 1e-9)
+    down = 112 - 104 * (ys - low) / max(high - low, 1e-9)
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True))
+    label = f"{caption}, from {ys[0]:.3g} to {ys[-1]:.3g}"
+    return (
+        f'<figure class="curve"><svg viewBox="0 0 600 120" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
+        f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="2" '
+        'vector-effect="non-scaling-stroke"/></svg>'
+        f"<figcaption>{escape(label)}</figcaption></figure>"
+    )
 
 
 def legend(classes: ClassTable) -> str:

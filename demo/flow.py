@@ -1,26 +1,30 @@
-"""The whole flow on the demo's own paintings, every part of it real."""
+"""The whole flow on the demo's own paintings, every part of it real but for the annotator."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from annotate.config import PullConfig, PushConfig
+from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask, unshift, write_mask
 from annotate.progress import note
 from annotate.workspace import Workspace
 from demo.config import DemoConfig
+from demo.figures import STEPS
+from demo.report import COMPOSITIONS, MADE_OF
 
-STAND_IN = "The annotator was a stand-in: a program that posts the true regions as brush strokes and polygons to Label Studio."
-
-
-# the scenes are small and few, and no weights can be downloaded for sure: from scratch, in about a minute
-DEEPLAB: dict[str, Any] = {"steps": 300, "crop": 192, "smallest_side": 0}
+STAND_IN = (
+    "The annotator was a stand-in: a program that posts the true regions as brush strokes and polygons "
+    "to Label Studio, which a person would draw there."
+)
+# the scenes are small and few, and it is not sure that weights can be downloaded: from scratch
+DEEPLAB: dict[str, Any] = {"init": "none", "steps": 300, "crop": 192, "smallest_side": 0}
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class DemoResult:
 
     report: str
     samples: tuple[str, ...]
-    seconds: float
-    steps: dict[str, float]  # seconds each
+    seconds: float  # of this run
+    steps: dict[str, float]  # seconds each, over all runs that it took
 
 
 def run_demo(folder: Path, config: DemoConfig, device: str = "auto") -> DemoResult:
@@ -39,13 +43,13 @@ def run_demo(folder: Path, config: DemoConfig, device: str = "auto") -> DemoResu
     Raises:
         UserError: what any step says.
     """
-    from demo.picture import first_sample_of, flow_picture
     from demo.report import build_report
 
     workspace = Workspace(folder)
     clock = _Clock(workspace)
     started = time.monotonic()
-    steps: dict[str, Callable[[], Any]] = {
+    note(STAND_IN)
+    steps: dict[str, Callable[[], Mapping[str, Any] | None]] = {
         "demo-paint": lambda: _paint(workspace, config),
         "annotate-push": lambda: _push(workspace, config),
         "demo-annotate": lambda: _annotate(workspace),
@@ -53,52 +57,56 @@ def run_demo(folder: Path, config: DemoConfig, device: str = "auto") -> DemoResu
         "segment-train": lambda: _train_deeplab(workspace, config, device),
         "segment-pseudo-label": lambda: _pseudo_label(workspace, device),
         "segment-evaluate": lambda: _evaluate(workspace, device),
-        "segment-convert": lambda: _convert(workspace),
-        "generate-train-painting": lambda: _train_generator(workspace, config, device, "painting"),
-        "generate-train-mask": lambda: _train_generator(workspace, config, device, "mask"),
-        "generate-train-transformer": lambda: _train_generator(workspace, config, device, "transformer"),
+        "segment-convert": lambda: _convert(workspace, config),
+        "generate-train-painting": lambda: _train_painting_codes(workspace, config, device),
+        "generate-train-mask": lambda: _train_mask_codes(workspace, config, device),
+        "generate-train-transformer": lambda: _train_transformer(workspace, config, device),
         "generate-sample": lambda: _sample(workspace, config, device),
     }
     try:
         for number, (name, step) in enumerate(steps.items(), 1):
-            clock.run(name, step, f"[{number}/{len(steps)}]")
+            note(f"[{number}/{len(steps)}] {STEPS[name]}")
+            clock.run(name, step)
     finally:
         if not config.keep_server:
             _stop(workspace)
-    mixed = workspace.root / "compositions" / "mixed.png"
-    painted = first_sample_of(workspace, mixed)
-    assert painted is not None, "the last step paints from every composition"
-    flow_picture(workspace, mixed, painted)
-    report = build_report(workspace, note=STAND_IN)
+    _draw_flow(workspace)
+    report = build_report(workspace)
     samples = tuple(str(path) for path in sorted(workspace.samples.glob("*.png")))
-    return DemoResult(str(report), samples, time.monotonic() - started, clock.seconds)
+    return DemoResult(str(report), samples, time.monotonic() - started, clock.seconds())
 
 
 class _Clock:
-    """Times the steps; what an earlier, killed run has measured is kept where it did the work."""
+    """Times the steps over all runs: a step that was cut off and went on counts with both its parts."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        found = (workspace.report("demo") or {}).get("steps", {})
-        self.seconds: dict[str, float] = {name: float(one["seconds"]) for name, one in found.items()}
+        self.steps: dict[str, dict[str, Any]] = dict((workspace.report("demo") or {}).get("steps", {}))
 
-    def run(self, name: str, step: Callable[[], Any], place: str) -> None:
-        from demo.report import STEPS
-
-        note(f"{place} {STEPS[name]}")
+    def run(self, name: str, step: Callable[[], Mapping[str, Any] | None]) -> None:
+        """Run one step and keep the figures that it returns, if it did anything."""
+        before = self.steps.get(name, {"seconds": 0.0, "done": False})
         started = time.monotonic()
-        result = step()
-        spent = time.monotonic() - started
-        self.seconds[name] = max(spent, self.seconds.get(name, 0.0))
-        if self.workspace.report(name) is None and result is not None:
-            self.workspace.save_report(name, _figures(result))
-        steps = {one: {"seconds": value} for one, value in self.seconds.items()}
-        self.workspace.save_report("demo", {"steps": steps, "note": STAND_IN})
+        done = False
+        try:
+            figures = step()
+            done = True
+        finally:
+            spent = time.monotonic() - started
+            if not before["done"]:
+                spent += before["seconds"]
+            seconds = round(max(spent, before["seconds"]), 1)  # a look at what is done adds nothing
+            self.steps[name] = {"seconds": seconds, "done": done or before["done"]}
+            self.workspace.save_report("demo", {"steps": self.steps, "note": STAND_IN})
+        if figures is not None:
+            self.workspace.save_report(name, dict(figures))
+
+    def seconds(self) -> dict[str, float]:
+        return {name: float(one["seconds"]) for name, one in self.steps.items()}
 
 
-def _figures(result: Any) -> dict[str, Any]:
-    values = asdict(result) if is_dataclass(result) and not isinstance(result, type) else dict(result)
-    return {name: value for name, value in values.items() if isinstance(value, int | float | str | bool)}
+def _truth(workspace: Workspace) -> Path:
+    return workspace.root / "truth"
 
 
 def _paint(workspace: Workspace, config: DemoConfig) -> Mapping[str, Any]:
@@ -108,24 +116,28 @@ def _paint(workspace: Workspace, config: DemoConfig) -> Mapping[str, Any]:
     return {"scenes": len(keys), "first_seed": config.seed}
 
 
-def _push(workspace: Workspace, config: DemoConfig) -> Any:
+def _push(workspace: Workspace, config: DemoConfig) -> None:
     from annotate.push import push
 
     fraction = config.annotated / config.paintings
-    return push(workspace, workspace.root / "paintings", PushConfig(fraction=fraction, seed=config.seed))
+    result = push(workspace, workspace.root / "paintings", PushConfig(fraction=fraction, seed=config.seed))
+    _all_good(result.problems)
+    note(f"{result.chosen} of {result.paintings} paintings are at {result.url}")
 
 
-def _annotate(workspace: Workspace) -> Any:
+def _annotate(workspace: Workspace) -> Mapping[str, Any] | None:
     from demo.annotator import stand_in
 
-    return stand_in(workspace, _truth(workspace))
+    result = stand_in(workspace, _truth(workspace))
+    return asdict(result) if result.annotated else None
 
 
-def _pull(workspace: Workspace) -> Mapping[str, Any]:
+def _pull(workspace: Workspace) -> None:
     from annotate.pull import pull
 
     result = pull(workspace, PullConfig())
-    return {"masks": len(workspace.keys_with_mask("hand")), "problems": len(result.problems)}
+    _all_good(result.problems)
+    note(result.text())
 
 
 def _stop(workspace: Workspace) -> None:
@@ -134,83 +146,116 @@ def _stop(workspace: Workspace) -> None:
     server.stop(workspace)
 
 
-def _truth(workspace: Workspace) -> Path:
-    return workspace.root / "truth"
-
-
-def _train_deeplab(workspace: Workspace, config: DemoConfig, device: str) -> Any:
+def _train_deeplab(workspace: Workspace, config: DemoConfig, device: str) -> Mapping[str, Any] | None:
     from segment.config import TrainConfig
     from segment.train import train
 
-    return train(workspace, TrainConfig(init="none", seed=config.seed, **DEEPLAB), device)
+    result = train(workspace, TrainConfig(seed=config.seed, **DEEPLAB), device)
+    return asdict(result) if result.trained else None
 
 
-def _pseudo_label(workspace: Workspace, device: str) -> Any:
+def _pseudo_label(workspace: Workspace, device: str) -> Mapping[str, Any] | None:
     from segment.config import LabelConfig
     from segment.predict import pseudo_label
 
-    return pseudo_label(workspace, LabelConfig(), device)
+    result = pseudo_label(workspace, LabelConfig(), device)
+    _all_good(result.problems)
+    return asdict(result) if result.labelled else None
 
 
-def _evaluate(workspace: Workspace, device: str) -> Any:
+def _evaluate(workspace: Workspace, device: str) -> Mapping[str, Any]:
     from segment.config import EvaluateConfig
     from segment.evaluate import evaluate, report
 
     result = evaluate(workspace, EvaluateConfig(truth=_truth(workspace)), device)
-    workspace.save_report("segment-evaluate", report(result))
-    return result
+    note(result.scores.table())
+    return report(result)
 
 
-def _convert(workspace: Workspace) -> Any:
+def _convert(workspace: Workspace, config: DemoConfig) -> Mapping[str, Any] | None:
     from segment.config import ConvertConfig
     from segment.convert import convert
 
-    return convert(workspace, ConvertConfig())
+    result = convert(workspace, ConvertConfig(seed=config.seed))
+    _all_good(result.problems)
+    return asdict(result) if result.written or result.removed else None
 
 
-def _sample(workspace: Workspace, config: DemoConfig, device: str) -> Mapping[str, Any]:
+def _train_painting_codes(workspace: Workspace, config: DemoConfig, device: str) -> None:
+    from generate.presets import PAINTING_CODES
+    from generate.train_codes import train_painting_codes
+
+    train_painting_codes(workspace, replace(PAINTING_CODES["small"], seed=config.seed), device)
+
+
+def _train_mask_codes(workspace: Workspace, config: DemoConfig, device: str) -> None:
+    from generate.presets import MASK_CODES
+    from generate.train_codes import train_mask_codes
+
+    train_mask_codes(workspace, replace(MASK_CODES["small"], seed=config.seed), device)
+
+
+def _train_transformer(workspace: Workspace, config: DemoConfig, device: str) -> None:
+    from generate.presets import TRANSFORMER
+    from generate.train_transformer import train_transformer
+
+    train_transformer(workspace, replace(TRANSFORMER["small"], seed=config.seed), device)
+
+
+def _sample(workspace: Workspace, config: DemoConfig, device: str) -> Mapping[str, Any] | None:
     from generate.sample import sample
     from generate.sample_config import SampleConfig
 
-    done = 0
-    tokens_a_second = []
-    for mask in compositions(workspace):
-        name = Path(mask).stem
-        wanted = [workspace.samples / f"{name}-seed{config.seed}-{n:02d}.png" for n in range(config.samples)]
-        if not all(path.exists() for path in wanted):
-            made = sample(workspace, SampleConfig(mask=mask, count=config.samples, seed=config.seed), device)
-            tokens_a_second.append(made.tokens_a_second)
-        done += len(wanted)
-    return {"paintings": done, "tokens_a_second": float(np.mean(tokens_a_second or [0.0]))}
+    before = len(list(workspace.samples.glob("*.png")))
+    masks = compositions(workspace)
+    results = [
+        sample(workspace, SampleConfig(mask=mask, count=config.samples, seed=config.seed), device)
+        for mask in masks
+    ]
+    made = len(list(workspace.samples.glob("*.png")))
+    speeds = [one.tokens_a_second for one in results]
+    figures = {"masks": len(masks), "paintings": made, "tokens_a_second": float(np.median(speeds))}
+    return figures if made > before else None
 
 
 def compositions(workspace: Workspace) -> list[str]:
     """Four masks to paint from: two paintings' own, one mirrored, and one of two paintings' halves.
 
-    The keys come from the held-out list, whose paintings the transformer has not learnt from.
+    The paintings are held-out ones, which the transformer has not learnt from.
     """
+    from generate.data import held_out_keys
+
     shifted = workspace.keys_with_mask("shifted")
-    listed = (workspace.masks("shifted") / "val.txt").read_text(encoding="utf-8").split()
-    held_out = [key for key in listed if key in shifted] or shifted
+    held_out = sorted(held_out_keys(workspace) & set(shifted)) or shifted
     first, second = held_out[0], held_out[-1]
     a, b = (unshift(read_mask(workspace.mask("shifted", key), Encoding.SHIFTED)) for key in (first, second))
     height, half = min(a.shape[0], b.shape[0]), min(a.shape[1], b.shape[1]) // 2
-    made = {"mirrored": a[:, ::-1], "mixed": np.concatenate([a[:height, :half], b[:height, -half:]], 1)}
+    made = {
+        "mirrored": (a[:, ::-1], f"the mask of {first}, mirrored"),
+        "mixed": (
+            np.concatenate([a[-height:, :half], b[-height:, -half:]], 1),
+            f"the left of {first}, the right of {second}",
+        ),
+    }
     paths = []
-    for name, ids in made.items():
-        path = workspace.root / "compositions" / f"{name}.png"
-        write_mask(path, np.ascontiguousarray(ids), Encoding.RAW)
+    for name, (ids, text) in made.items():
+        path = workspace.root / COMPOSITIONS / f"{name}.png"
+        write_mask(path, np.ascontiguousarray(ids), Encoding.RAW, {MADE_OF: text})
         paths.append(str(path))
     return [first, second, *paths]
 
 
-def _train_generator(workspace: Workspace, config: DemoConfig, device: str, stage: str) -> Any:
-    from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER
-    from generate.train_codes import train_mask_codes, train_painting_codes
-    from generate.train_transformer import train_transformer
+def _draw_flow(workspace: Workspace) -> None:
+    """The picture of the flow at the report's head."""
+    from demo.picture import first_sample_of, flow_picture
 
-    if stage == "painting":
-        return train_painting_codes(workspace, PAINTING_CODES["small"], device)
-    if stage == "mask":
-        return train_mask_codes(workspace, MASK_CODES["small"], device)
-    return train_transformer(workspace, TRANSFORMER["small"], device)
+    mixed = workspace.root / COMPOSITIONS / "mixed.png"
+    painted = first_sample_of(workspace, mixed)
+    assert painted is not None, "the last step paints from every composition"
+    flow_picture(workspace, mixed, painted)
+
+
+def _all_good(problems: tuple[str, ...]) -> None:
+    """The demo's own paintings have no faults: anything left out stops it."""
+    if problems:
+        raise UserError(f"{problems[0]}; the demo makes its own files: try again in a new folder")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from annotate.classes import ClassTable
-from annotate.files import write_whole
-from annotate.masks import Encoding, read_mask, unshift
+from annotate.errors import UserError
+from annotate.files import read_json, write_whole
+from annotate.masks import Encoding, mask_encoding, mask_texts, read_mask, shift, unshift
 from annotate.page import (
     cards,
     colour,
+    curve,
     duration,
     image,
     legend,
@@ -30,211 +32,218 @@ from annotate.page import (
 from annotate.paintings import Painting, load_painting, read_index
 from annotate.progress import progress
 from annotate.workspace import Workspace
+from demo.figures import STEPS, readable
 
 ROWS = 12  # paintings shown of each kind
-STEPS = {  # report -> what people call the step
-    "demo-paint": "Paint the scenes",
-    "annotate-push": "Push to Label Studio",
-    "demo-annotate": "Annotate (stand-in)",
-    "annotate-pull": "Pull the masks",
-    "segment-train": "Train the DeepLabV3",
-    "segment-pseudo-label": "Pseudo-label the rest",
-    "segment-evaluate": "Evaluate",
-    "segment-convert": "Convert to shifted masks",
-    "generate-train-painting": "Train the painting codes",
-    "generate-train-mask": "Train the mask codes",
-    "generate-train-transformer": "Train the transformer",
-    "generate-sample": "Sample",
-}
+MADE_OF = "made-of"  # text chunk of a composition: what it was made of
+COMPOSITIONS = "compositions"  # folder of masks that nobody painted
 GRIDS = {  # pictures that training leaves in reports/
-    "generate-train-painting": "Scenes above, what the painting codes make of them below.",
+    "generate-train-painting": "Paintings above, what the painting codes make of them below.",
     "generate-train-mask": "Masks above, what the mask codes make of them below.",
+    "generate-train-transformer": "The transformer's own trials.",
 }
 
 
-def build_report(
-    workspace: Workspace, title: str = "From paintings to new paintings", note: str = ""
-) -> Path:
+def build_report(workspace: Workspace, title: str = "From paintings to new paintings") -> Path:
     """Write `reports/index.html`, one self-contained file; parts that the workspace does not have are left out.
 
     Args:
         title: of the page.
-        note: a line of plain text below it, such as who annotated.
+
+    Raises:
+        UserError: nothing was pushed yet; or a mask or painting is damaged (the line names it).
     """
-    parts: tuple[Callable[[Workspace], str], ...] = (
-        _overview,
-        _samples,
-        _steps,
-        _quality,
-        _hand_masks,
-        _pseudo_masks,
-        _training,
+    index = read_index(workspace)
+    parts: tuple[Callable[[Workspace, Mapping[str, Painting]], str], ...] = (
+        at_a_glance,
+        new_paintings,
+        every_step,
+        label_quality,
+        hand_masks,
+        pseudo_masks,
+        training,
     )
     sections = []
     with progress("Writing the report", len(parts)) as advance:
         for part in parts:
-            sections.append(part(workspace))
+            sections.append(part(workspace, index))
             advance()
+    note = str((workspace.report("demo") or {}).get("note", ""))
     path = workspace.reports / "index.html"
     write_whole(path, page(title, note, [one for one in sections if one]))
     return path
 
 
-def _overview(workspace: Workspace) -> str:
-    index = read_index(workspace) if workspace.index_file.exists() else {}
+def at_a_glance(workspace: Workspace, index: Mapping[str, Painting]) -> str:
+    """Cards: how many of everything."""
+    hand = set(workspace.keys_with_mask("hand"))
     figures = {
-        "paintings": str(len(index)),
-        "annotated by hand": str(len(workspace.keys_with_mask("hand"))),
-        "labelled by the model": str(len(workspace.keys_with_mask("pseudo"))),
-        "shifted masks": str(len(workspace.keys_with_mask("shifted"))),
-        "new paintings": str(len(_sample_recipes(workspace))),
+        "paintings": len(index),
+        "annotated by hand": len(hand),
+        "labelled by the model": len(set(workspace.keys_with_mask("pseudo")) - hand),
+        "shifted masks": len(workspace.keys_with_mask("shifted")),
+        "new paintings": len(_samples(workspace)),
     }
+    shown = {label: str(count) for label, count in figures.items() if count}
     evaluation = workspace.report("segment-evaluate") or {}
-    if "miou" in evaluation:
-        figures["mIoU of the labels"] = f"{evaluation['miou']:.3f}"
-    seconds = [one["seconds"] for one in _times(workspace).values()]
+    if isinstance(evaluation.get("miou"), float):
+        shown["mIoU of the model's labels"] = f"{100 * evaluation['miou']:.1f} %"
+    seconds = [one for name in STEPS if (one := _seconds(workspace, name)) is not None]
     if seconds:
-        figures["all steps together"] = duration(sum(seconds))
+        shown["all steps together"] = duration(sum(seconds))
     flow = workspace.reports / "flow.png"
-    picture = image(_pixels(flow), "from paintings to a new painting, step by step") if flow.exists() else ""
-    return section("At a glance", "", picture, cards(figures))
+    parts = [image(_pixels(flow), "the flow, from painting to new painting")] if flow.exists() else []
+    return section("At a glance", "", *parts, cards(shown))
 
 
-def _samples(workspace: Workspace) -> str:
-    recipes = _sample_recipes(workspace)
-    if not recipes:
+def new_paintings(workspace: Workspace, index: Mapping[str, Painting]) -> str:
+    """Each mask that was painted from, what was painted, and the painting that the mask came from."""
+    by_mask: dict[tuple[str, str], list[tuple[Path, Mapping[str, Any]]]] = {}
+    for path, recipe in _samples(workspace):
+        by_mask.setdefault((recipe["mask_name"], recipe["mask_sha256"]), []).append((path, recipe))
+    if not by_mask:
         return ""
     classes = workspace.settings().classes
-    index = read_index(workspace)
-    by_mask: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for path, recipe in recipes:
-        by_mask.setdefault(str(recipe["mask"]), []).append((path, recipe))
     rows = []
-    for mask, made in list(by_mask.items())[:ROWS]:
-        cells = []
-        ids = _composition(workspace, mask)
-        if ids is not None:
-            cells.append((f"asked for: {made[0][1]['mask_name']}", colour(ids, classes)))
-        cells += [
-            (f"painted, seed {recipe['seed']}, number {recipe['number']}", _pixels(path))
-            for path, recipe in made[:3]
-        ]
-        if mask in index:
-            cells.append(("the painting that the mask came from", load_painting(index[mask].file(workspace))))
-        rows.append(pictures(*((text, shrink(one)) for text, one in cells), wrap=True))
+    for (name, digest), made in list(by_mask.items())[:ROWS]:
+        cells, key = _asked_for(workspace, name, digest, classes)
+        for path, recipe in made[:3]:
+            cells.append((f"painted: seed {recipe['seed']}, number {recipe['number']}", _pixels(path)))
+        if key in index:
+            original = load_painting(index[key].file(workspace))
+            cells.append(("the painting that the mask came from", original))
+        rows.append(_row(cells, 640))
     text = "Each row: the mask that was asked for, and what the generator painted from it."
     return section("New paintings", text, legend(classes), *rows)
 
 
-def _steps(workspace: Workspace) -> str:
-    times = _times(workspace)
+def every_step(workspace: Workspace, index: Mapping[str, Painting]) -> str:
+    """What each step took and found."""
     rows = []
     for name, step in STEPS.items():
-        figures = workspace.report(name) or {}
-        shown = ", ".join(f"{label.replace('_', ' ')} {value}" for label, value in _plain(figures))
-        if shown or name in times:
-            seconds = times.get(name, {}).get("seconds")
+        figures = workspace.report(name)
+        seconds = _seconds(workspace, name)
+        if figures is not None or seconds is not None:
+            shown = ", ".join(f"{label} {value}" for label, value in readable(figures or {}))
             rows.append((step, duration(seconds) if seconds is not None else "", shown))
-    return (
-        section(
-            "Every step", "What each step took and what it found.", table(("step", "time", "figures"), rows)
-        )
-        if rows
-        else ""
-    )
-
-
-def _quality(workspace: Workspace) -> str:
-    found = workspace.report("segment-evaluate")
-    if not found:
+    if not rows:
         return ""
-    known = found["method"] == "truth"
-    against = "true masks, on paintings that nobody annotated" if known else "hand masks, by cross-validation"
+    return section("Every step", "What each took and found.", table(("step", "time", "figures"), rows))
+
+
+def label_quality(workspace: Workspace, index: Mapping[str, Painting]) -> str:
+    """IoU, precision and recall of each class."""
+    found = workspace.report("segment-evaluate") or {}
+    if not found.get("classes"):
+        return ""
+    how = {
+        "truth": "the model's labels against the true masks, on paintings that nobody annotated",
+        "folds": "cross-validation on the hand masks: each was labelled by a model that had not seen it",
+    }.get(str(found.get("method")), "")
     rows = [(one["name"], one["iou"], one["precision"], one["recall"]) for one in found["classes"]]
-    figures = {"mIoU": f"{found['miou']:.3f}", "pixel accuracy": f"{found['pixel_accuracy']:.3f}"}
-    scores = table(("class", "IoU", "precision", "recall"), rows)
-    return section("How good the labels are", f"Against the {against}.", cards(figures), scores)
+    text = f"Measured by {how} ({found.get('paintings')} paintings). A dash: it does not occur."
+    parts = table(("class", "IoU", "precision", "recall"), rows)
+    return section("How good the labels are", text if how else "", parts)
 
 
-def _hand_masks(workspace: Workspace) -> str:
-    rows = _mask_rows(workspace, "hand", workspace.keys_with_mask("hand"))
+def hand_masks(workspace: Workspace, index: Mapping[str, Painting]) -> str:
+    rows = _mask_rows(workspace, "hand", index, workspace.keys_with_mask("hand"))
     text = "Drawn in Label Studio, pulled, and resolved to one class map: painting, mask, overlay."
     return section("Annotated paintings", text, legend(workspace.settings().classes), *rows) if rows else ""
 
 
-def _pseudo_masks(workspace: Workspace) -> str:
+def pseudo_masks(workspace: Workspace, index: Mapping[str, Painting]) -> str:
     hand = set(workspace.keys_with_mask("hand"))
-    rows = _mask_rows(
-        workspace, "pseudo", [key for key in workspace.keys_with_mask("pseudo") if key not in hand]
-    )
+    keys = [key for key in workspace.keys_with_mask("pseudo") if key not in hand]
+    rows = _mask_rows(workspace, "pseudo", index, keys)
     text = "Labelled by the DeepLabV3: painting, mask, overlay, and how sure it is (white is sure)."
     return section("Labelled by the model", text, legend(workspace.settings().classes), *rows) if rows else ""
 
 
-def _training(workspace: Workspace) -> str:
-    rows = []
-    for name, text in GRIDS.items():
+def training(workspace: Workspace, index: Mapping[str, Painting]) -> str:
+    """Loss curves, and the pictures that training left."""
+    parts = []
+    for name, step in STEPS.items():
+        history = (workspace.report(name) or {}).get("history")
+        if isinstance(history, list) and len(history) > 1:
+            points = [(float(one["step"]), float(one["loss"])) for one in history if "loss" in one]
+            parts.append(curve(f"{step}: loss over the steps", points))
         path = workspace.reports / f"{name}.png"
-        if path.exists():
-            rows.append(pictures((text, _pixels(path))))
-    return section("What the codebooks learnt", "", *rows) if rows else ""
+        if name in GRIDS and path.exists():
+            parts.append(pictures((GRIDS[name], shrink(_pixels(path), 1280))))
+    return section("How training went", "", *parts) if parts else ""
 
 
-def _mask_rows(workspace: Workspace, kind: str, keys: list[str]) -> list[str]:
+def digest_of(shifted: NDArray[np.uint8]) -> str:
+    """What a recipe calls `mask_sha256`: of the (H, W) shifted ids."""
+    return hashlib.sha256(repr(shifted.shape).encode() + shifted.tobytes()).hexdigest()[:16]
+
+
+def _mask_rows(
+    workspace: Workspace, kind: str, index: Mapping[str, Painting], keys: Sequence[str]
+) -> list[str]:
+    """Up to ROWS paintings with their masks, evenly spread over the list."""
     classes = workspace.settings().classes
-    index = read_index(workspace) if workspace.index_file.exists() else {}
     shown = [key for key in keys if key in index]
-    step = max(1, len(shown) // ROWS)
-    return [_mask_row(workspace, kind, index[key], classes) for key in shown[::step][:ROWS]]
+    chosen = [shown[n * len(shown) // ROWS] for n in range(ROWS)] if len(shown) > ROWS else shown
+    rows = []
+    for key in chosen:
+        painting = load_painting(index[key].file(workspace))
+        ids = read_mask(workspace.mask(kind, key), Encoding.RAW)
+        cells = [(key, painting), ("mask", colour(ids, classes))]
+        if painting.shape[:2] == ids.shape:  # a painting may have been changed since
+            cells.append(("overlay", overlay(painting, ids, classes)))
+        confidence = workspace.mask("confidence", key)
+        if kind == "pseudo" and confidence.exists():
+            cells.append(("confidence", _pixels(confidence)))
+        rows.append(_row(cells, 420))
+    return rows
 
 
-def _mask_row(workspace: Workspace, kind: str, one: Painting, classes: ClassTable) -> str:
-    key, painting = one.key, load_painting(one.file(workspace))
-    ids = read_mask(workspace.mask(kind, key), Encoding.RAW)
-    cells = [(key, painting), ("mask", colour(ids, classes)), ("overlay", overlay(painting, ids, classes))]
-    confidence = workspace.mask("confidence", key)
-    if kind == "pseudo" and confidence.exists():
-        cells.append(("confidence", _pixels(confidence)))
-    return pictures(*((text, shrink(pixels, 420)) for text, pixels in cells), wrap=True)
+def _row(cells: Sequence[tuple[str, NDArray[np.uint8]]], side: int) -> str:
+    return pictures(*((text, shrink(pixels, side)) for text, pixels in cells), wrap=True)
 
 
-def _sample_recipes(workspace: Workspace) -> list[tuple[Path, dict[str, Any]]]:
-    """The paintings in samples/ with their recipes, by name; files without one are not ours."""
-    found = []
+def _samples(workspace: Workspace) -> list[tuple[Path, Mapping[str, Any]]]:
+    """The paintings in samples/ with their recipes; files without one are not ours."""
+    found: list[tuple[Path, Mapping[str, Any]]] = []
     for path in sorted(workspace.samples.glob("*.png")):
-        with Image.open(path) as image:
-            recipe = image.info.get("recipe")
-        if recipe:
-            found.append((path, json.loads(recipe)))
+        beside = path.with_suffix(".json")
+        recipe = read_json(beside) if beside.exists() else None
+        if isinstance(recipe, dict) and {"mask_name", "mask_sha256", "seed", "number"} <= recipe.keys():
+            found.append((path, recipe))
     return found
 
 
-def _composition(workspace: Workspace, mask: str) -> NDArray[np.uint8] | None:
-    """Raw ids of the mask that a recipe names: a key, or a file that may be gone."""
-    if mask in workspace.keys_with_mask("shifted"):
-        return unshift(read_mask(workspace.mask("shifted", mask), Encoding.SHIFTED))
-    path = Path(mask)
-    return read_mask(path, Encoding.RAW, foreign=Encoding.RAW) if path.is_file() else None
+def _asked_for(
+    workspace: Workspace, name: str, digest: str, classes: ClassTable
+) -> tuple[list[tuple[str, NDArray[np.uint8]]], str]:
+    """The mask that a recipe names, with its caption, if it is still there; and its key, if it has one."""
+    for key in workspace.keys_with_mask("shifted"):
+        if key.rsplit("/", 1)[-1] == name:
+            ids = read_mask(workspace.mask("shifted", key), Encoding.SHIFTED)
+            if digest_of(ids) == digest:
+                return [(f"asked for: the mask of {key}", colour(unshift(ids), classes))], key
+    path = workspace.root / COMPOSITIONS / f"{name}.png"
+    if path.is_file() and mask_encoding(path) is Encoding.RAW:
+        raw = read_mask(path, Encoding.RAW)
+        if digest_of(shift(raw, n_labels=256)) == digest:
+            made_of = mask_texts(path).get(MADE_OF, name)
+            return [(f"asked for: {made_of}", colour(raw, classes))], ""
+    return [], ""
 
 
-def _times(workspace: Workspace) -> Mapping[str, Any]:
-    steps: Mapping[str, Any] = (workspace.report("demo") or {}).get("steps", {})
-    return steps
+def _seconds(workspace: Workspace, name: str) -> float | None:
+    """How long a step took: as the demo timed it, else as the step itself did."""
+    timed = (workspace.report("demo") or {}).get("steps", {}).get(name, {}).get("seconds")
+    own = (workspace.report(name) or {}).get("seconds")
+    found = own if timed is None else timed
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB" if image.mode not in ("L", "RGB") else image.mode))
-
-
-def _plain(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The figures that fit in a line: numbers, short words and flags."""
-    plain = []
-    for name, value in figures.items():
-        if isinstance(value, bool) or (isinstance(value, str) and len(value) <= 24 and "/" not in value):
-            plain.append((name, str(value)))
-        elif isinstance(value, int):
-            plain.append((name, f"{value:,}"))
-        elif isinstance(value, float):
-            plain.append((name, f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"))
-    return plain
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and run the step that wrote it") from error
