@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from annotate.errors import UserError
 from annotate.files import whole_file, write_json
@@ -44,7 +47,7 @@ def save_model(folder: Path, model: VQGAN | GPT, about: Mapping[str, Any]) -> No
     config = {"kind": kind, "sizes": model.config.to_dict(), **about}
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}
     with whole_file(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"config": json.dumps(config)})
+        _write(tensors, temporary, {"config": json.dumps(config)})
     write_json(folder / "config.json", config)
 
 
@@ -78,7 +81,8 @@ def load_vqgan(folder: Path, command: str) -> tuple[VQGAN, Checkpoint]:
         UserError: as `read_checkpoint`, or a model of another kind or other sizes; the line names the key.
     """
     found = read_checkpoint(folder, command)
-    model = VQGAN(VQGANConfig.from_dict(_sizes(folder, found, "vqgan", command)))
+    with uninitialised():
+        model = VQGAN(VQGANConfig.from_dict(_sizes(folder, found, "vqgan", command)))
     fit(model, found.tensors, str(folder))
     return model.eval(), found
 
@@ -86,13 +90,14 @@ def load_vqgan(folder: Path, command: str) -> tuple[VQGAN, Checkpoint]:
 def load_gpt(folder: Path, command: str) -> tuple[GPT, Checkpoint]:
     """Load a transformer, in evaluation mode. Raises as `load_vqgan`."""
     found = read_checkpoint(folder, command)
-    model = GPT(GPTConfig.from_dict(_sizes(folder, found, "gpt", command)))
+    with uninitialised():
+        model = GPT(GPTConfig.from_dict(_sizes(folder, found, "gpt", command)))
     fit(model, found.tensors, str(folder))
     return model.eval(), found
 
 
 def fit(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Load the tensors strictly.
+    """Take the tensors as the model's own, strictly.
 
     Raises:
         UserError: a name is missing, unknown, or has another shape; the line names the first.
@@ -106,7 +111,34 @@ def fit(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
         if wanted[name].shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)}, the config asks for {tuple(wanted[name].shape)}"
             raise UserError(f"{where}: {name} is {shapes}; it was made with other sizes")
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict(dict(tensors), assign=True)
+
+
+class uninitialised(TorchFunctionMode):  # noqa: N801, it is used like a function
+    """Modules made inside have no random weights: for those whose weights are loaded a moment later.
+
+    The seed document's transformer takes three seconds to draw them. (The `meta` device would do as well, but takes
+    as long to import.)
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """`save_file`, whose own error for a full disk is none of Python's."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _sizes(folder: Path, found: Checkpoint, kind: str, command: str) -> dict[str, Any]:

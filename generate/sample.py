@@ -129,7 +129,11 @@ def sample(workspace: Workspace, config: SampleConfig, device: str = "auto") -> 
     spent = time.monotonic() - started
     size, count = (ids.shape[0], ids.shape[1]), mask_tokens.numel()
     made = (Sample(str(path), config.seed, n, size, likely.get(n)) for n, path in enumerate(paths))
-    return SampleResult(name, tuple(made), count, spent, count * len(missing) / spent)
+    result = SampleResult(name, tuple(made), count, spent, count * len(missing) / spent)
+    if missing:
+        figures = {"mask": name, "paintings": len(missing), "tokens_a_second": result.tokens_a_second}
+        workspace.save_report("generate-sample", {**figures, "seconds": spent})
+    return result
 
 
 def read_composition(workspace: Workspace, config: SampleConfig) -> tuple[str, Ids]:

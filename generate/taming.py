@@ -14,7 +14,7 @@ from torch import Tensor
 from annotate.errors import UserError
 from annotate.files import whole_file, write_whole
 from annotate.workspace import Workspace
-from generate.checkpoint import fit, load_gpt, load_vqgan, save_model
+from generate.checkpoint import fit, load_gpt, load_vqgan, save_model, uninitialised
 from generate.config import GPTConfig, VQGANConfig
 from generate.gpt import GPT
 from generate.torch_file import read_state_dict
@@ -62,7 +62,8 @@ def import_checkpoint(
     state = read_state_dict(checkpoint)
     built: dict[str, VQGAN | GPT] = {}
     for name, prefix, sizes in _parts(params, stage, config):
-        model = GPT(sizes) if isinstance(sizes, GPTConfig) else VQGAN(sizes)
+        with uninitialised():
+            model = GPT(sizes) if isinstance(sizes, GPTConfig) else VQGAN(sizes)
         fit(model, _wanted(state, prefix), f"{checkpoint} ({name})")
         built[name] = model
     for name, model in built.items():  # only when all of them fit
