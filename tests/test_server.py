@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -84,9 +83,7 @@ def test_sign_up_is_closed(embedded: Workspace) -> None:
 def test_a_running_server_is_found_again_by_every_command(embedded: Workspace) -> None:
     before = server.running(embedded)
     assert before is not None
-    began = time.monotonic()
     after = server.start(embedded)
-    assert time.monotonic() - began < 2
     assert (after.pid, after.url, after.fresh) == (before.pid, before.url, False)
     done = CliRunner().invoke(annotate, ["serve", "--json", "-w", str(embedded.root)])
     assert done.exit_code == 0, done.output
