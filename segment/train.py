@@ -182,8 +182,7 @@ def fit(
             trainer.fit(module, crops, held_out, ckpt_path=state if resume else None, weights_only=True)
         except _DivergedError as error:
             raise UserError(
-                f"training stopped: {error}; lower --lr (now {config.lr:g}). The state before it is kept "
-                f"in {folder}"
+                f"training stopped: {error}; lower --lr (now {config.lr:g}); the last good state stays in {folder}"
             ) from error
         except RuntimeError as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):
@@ -192,7 +191,7 @@ def fit(
                     f"or --crop (now {config.crop})"
                 ) from error
             raise
-    return Fitted(net.eval(), float(np.mean(module.losses)) if module.losses else 0.0, module.miou)
+    return Fitted(net.eval(), module.loss, module.miou)
 
 
 class Training(L.LightningModule):
@@ -206,7 +205,8 @@ class Training(L.LightningModule):
         counts = class_counts(learn, len(classes))
         self.register_buffer("weights", class_weights(counts, config.balance), persistent=False)
         self.weights: Tensor
-        self.losses: list[float] = []
+        self.losses: list[float] = []  # of this stretch
+        self.loss = 0.0  # mean over the last whole stretch
         self.miou: float | None = None
         self._matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
 
@@ -229,6 +229,9 @@ class Training(L.LightningModule):
         self.losses.append(value)
         self.log("loss", value)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.loss = float(np.mean(self.losses))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted cross-entropy; 0 where a batch has no labelled pixel."""
@@ -273,11 +276,10 @@ class Training(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["mark"] = self.mark
-        checkpoint["miou"] = self.miou
+        checkpoint |= {"mark": self.mark, "loss": self.loss, "miou": self.miou}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.miou = checkpoint["miou"]
+        self.loss, self.miou = checkpoint["loss"], checkpoint["miou"]
 
 
 class _Whole(Dataset[tuple[Tensor, Tensor]]):

@@ -1,0 +1,104 @@
+"""`tool segment`, run as a user runs it: the four commands in turn, their reports, and their errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from segment_toys import QUICK, toy_workspace
+
+from annotate.masks import Encoding, read_mask, write_mask
+from annotate.workspace import Workspace
+from cli import main
+
+OPTIONS = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def run(workspace: Workspace, *words: str) -> Result:
+    return CliRunner().invoke(main, ["segment", *words, "-w", str(workspace.root)])
+
+
+def run_json(workspace: Workspace, *words: str) -> dict[str, Any]:
+    done = run(workspace, *words, "--json")
+    assert done.exit_code == 0, done.output
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = toy_workspace(tmp_path_factory.mktemp("flow"))
+    assert run_json(workspace, "train", *OPTIONS)["trained"] is True
+    assert run_json(workspace, "pseudo-label")["labelled"] == 2
+    assert run_json(workspace, "convert")["written"] == 5
+    return workspace
+
+
+def test_the_flow_leaves_its_figures(flow: Workspace) -> None:
+    for name in ("segment-train", "segment-pseudo-label", "segment-convert"):
+        assert flow.report(name)
+    assert isinstance((flow.report("segment-pseudo-label") or {})["mean_confidence"], float)
+
+
+def test_run_again_it_repeats_nothing(flow: Workspace) -> None:
+    before = flow.report("segment-train")
+    assert "up to date" in run(flow, "train", *OPTIONS).stdout
+    assert flow.report("segment-train") == before
+    assert "0 labelled now, 2 there" in run(flow, "pseudo-label").stdout
+    assert "0 written, 5 unchanged" in run(flow, "convert").stdout
+
+
+def test_evaluate_against_truth(flow: Workspace) -> None:
+    found = run_json(flow, "evaluate", "--truth", str(flow.root / "truth"))
+    assert (found["method"], found["paintings"]) == ("truth", 2)
+    assert flow.report("segment-evaluate") == found
+    truth = [read_mask(flow.root / "truth" / "set" / f"p{n}.png", Encoding.RAW) for n in (3, 4)]
+    said = [read_mask(flow.mask("pseudo", f"set/p{n}"), Encoding.RAW) for n in (3, 4)]
+    right = sum(int(((a == b) & (a != 255)).sum()) for a, b in zip(truth, said, strict=True))
+    assert found["pixel_accuracy"] == pytest.approx(right / sum(int((a != 255).sum()) for a in truth))
+
+
+def test_cross_validation_counts_each_mask_once_and_keeps_finished_folds(flow: Workspace) -> None:
+    found = run_json(flow, "evaluate", "--folds", "3")
+    assert (found["method"], found["paintings"]) == ("folds", 3)
+    labelled = sum(
+        int((read_mask(flow.mask("hand", key), Encoding.RAW) != 255).sum())
+        for key in flow.keys_with_mask("hand")
+    )
+    assert sum(one["pixels"] for one in found["classes"]) == labelled
+    again = run(flow, "evaluate", "--folds", "3")
+    assert "Fold" not in again.stderr
+    assert "cross-validated on 3 paintings" in again.stdout
+    too_many = run(flow, "evaluate", "--folds", "4")
+    assert too_many.exit_code == 1
+    assert "3 usable masks are too few for 4 folds; use --folds 3" in too_many.stderr
+
+
+def test_errors_are_one_line(flow: Workspace, tmp_path: Path) -> None:
+    empty = Workspace(tmp_path / "empty")
+    for words in (
+        ("train", "--init", "none"),
+        ("pseudo-label",),
+        ("convert",),
+        ("evaluate", "--truth", str(tmp_path / "absent")),
+    ):
+        done = run(empty, *words)
+        assert done.exit_code == 1
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: ")
+        assert done.stdout == ""
+    assert run(flow, "pseudo-label", "--scales", "none").exit_code == 2
+    (tmp_path / "truth").mkdir()
+    assert "belongs to a pseudo mask" in run(flow, "evaluate", "--truth", str(tmp_path / "truth")).stderr
+
+
+def test_a_left_out_mask_shows_in_the_exit_code(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    write_mask(workspace.mask("hand", "set/p0"), np.zeros((9, 9), np.uint8), Encoding.RAW)
+    done = run(workspace, "convert")
+    assert done.exit_code == 1
+    assert "left out: " in done.stderr
+    assert workspace.keys_with_mask("shifted") == ["set/p1", "set/p2"]

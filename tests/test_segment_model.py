@@ -1,0 +1,156 @@
+"""DeepLabV3: first weights that are never silently random, and checkpoints that fit or say why not."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from annotate.classes import DEFAULT_CLASSES, ClassTable
+from annotate.errors import UserError
+from annotate.workspace import Workspace
+from segment import model
+from segment.model import build, initialise, load, save
+
+CPU = torch.device("cpu")
+ABOUT: dict[str, Any] = {
+    "architecture": "mobilenet_v3_large",
+    "smallest_side": 0,
+    "classes": ClassTable().as_list(),
+}
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(1)
+    return build("mobilenet_v3_large", 6).eval()
+
+
+def same(one: Mapping[str, Tensor], two: Mapping[str, Tensor], names: list[str]) -> bool:
+    return all(torch.equal(one[name], two[name]) for name in names)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_init_from_a_file(net: nn.Module, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": net.state_dict()}, path)
+    else:
+        save_file(net.state_dict(), path)
+    fresh = build("mobilenet_v3_large", 3)  # other classes: all but the last layers is taken
+    initialise(fresh, "mobilenet_v3_large", str(path))
+    names = [name for name in net.state_dict() if "classifier.4." not in name]
+    assert same(fresh.state_dict(), net.state_dict(), names)
+
+
+def test_init_from_a_classifier(net: nn.Module, tmp_path: Path) -> None:
+    weights = {
+        name.replace("backbone.", "features."): value
+        for name, value in net.state_dict().items()
+        if name.startswith("backbone.")
+    }
+    save_file(weights | {"classifier.0.weight": torch.zeros(2)}, tmp_path / "imagenet.safetensors")
+    fresh = build("mobilenet_v3_large", 6)
+    initialise(fresh, "mobilenet_v3_large", str(tmp_path / "imagenet.safetensors"))
+    names = [name for name in net.state_dict() if name.startswith("backbone.")]
+    assert same(fresh.state_dict(), net.state_dict(), names)
+
+
+def test_init_from_another_architecture(net: nn.Module, tmp_path: Path) -> None:
+    save_file(net.state_dict(), tmp_path / "weights.safetensors")
+    fresh = build("resnet50", 6)
+    with pytest.raises(UserError, match="so it is not a resnet50"):
+        initialise(fresh, "resnet50", str(tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.parametrize("init", ["imagenet", "coco"])
+def test_weights_that_cannot_be_downloaded(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, init: str
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=rf"--init {init}: .*\.pth is not in .*put the file .*--init none"):
+        initialise(net, "mobilenet_v3_large", init)
+
+
+def test_a_file_that_is_not_there(net: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        initialise(net, "mobilenet_v3_large", str(tmp_path / "absent.pth"))
+
+
+class Malicious:
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.trap,))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_never_run(net: nn.Module, tmp_path: Path, zipped: bool) -> None:
+    trap = tmp_path / "trap"
+    path = tmp_path / "weights.pth"
+    if zipped:
+        torch.save({"state_dict": Malicious(trap)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Malicious(trap)))
+    with pytest.raises(UserError, match="damaged, or holds more than weights"):
+        initialise(net, "mobilenet_v3_large", str(path))
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x02."])
+def test_damaged_weights(net: nn.Module, tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged|holds no state dict"):
+        initialise(net, "mobilenet_v3_large", str(tmp_path / name))
+
+
+def test_saved_and_loaded(net: nn.Module, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    save(workspace, net, ABOUT)
+    found = load(workspace, CPU)
+    image = torch.rand(1, 3, 40, 56)
+    with torch.inference_mode():
+        assert torch.equal(found.net(image)["out"], net(image)["out"])
+    assert found.classes == ClassTable()
+    assert not found.net.training
+    assert (workspace.model("deeplab") / "config.json").exists()
+
+
+def test_no_model_yet(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model yet; run `tool segment train`"):
+        load(Workspace(tmp_path), CPU)
+
+
+def test_damaged_model(net: nn.Module, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    save(workspace, net, ABOUT)
+    path = workspace.model("deeplab") / model.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        load(workspace, CPU)
+
+
+def test_a_checkpoint_for_other_classes(net: nn.Module, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    save(workspace, net, ABOUT)
+    changed = (replace(DEFAULT_CLASSES[0], name="pavement", id=139), *DEFAULT_CLASSES[1:5])
+    workspace.save_settings(classes=ClassTable(changed))
+    with pytest.raises(UserError, match="pavement 139 instead of road 148, street light 129 removed"):
+        load(workspace, CPU)
+    recoloured = (replace(DEFAULT_CLASSES[0], color="#000000"), *DEFAULT_CLASSES[1:])
+    workspace.save_settings(classes=ClassTable(recoloured))
+    assert load(workspace, CPU).classes.classes[0].color == "#000000"

@@ -1,0 +1,159 @@
+"""Training: up to date, resumed after a kill, stopped by a loss that is not finite, and quiet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segment_toys import SHORT, toy, toy_workspace
+
+from annotate.errors import UserError
+from annotate.masks import Encoding, write_mask
+from annotate.workspace import Workspace
+from segment import train as training
+from segment.data import load_samples
+from segment.model import load, read_weights, saved_config
+from segment.train import STATE, Training, split, train
+
+CPU = torch.device("cpu")
+
+
+def weights(workspace: Workspace) -> dict[str, torch.Tensor]:
+    return read_weights(workspace.model("deeplab") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = toy_workspace(tmp_path_factory.mktemp("trained"))
+    assert train(workspace, SHORT, "cpu").trained
+    return workspace
+
+
+def test_what_it_leaves(trained: Workspace) -> None:
+    folder = trained.model("deeplab")
+    assert (folder / "model.safetensors").exists()
+    assert not (folder / STATE).exists()
+    logged = (folder / "logs" / "version_0" / "metrics.csv").read_text()
+    assert "loss" in logged.splitlines()[0]
+    config = saved_config(trained)
+    assert config is not None
+    assert config["train"]["steps"] == SHORT.steps
+    assert config["classes"][0]["name"] == "road"
+    assert config["figures"]["loss"] > 0
+    assert load(trained, CPU).smallest_side == 0
+
+
+def test_up_to_date_until_a_mask_changes(trained: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    before = weights(trained)
+    again = train(trained, SHORT, "cpu")
+    assert not again.trained
+    assert again.loss == saved_config(trained)["figures"]["loss"]  # type: ignore[index]
+    assert train(trained, SHORT, "cpu", again=True).trained
+    assert all(torch.equal(value, before[name]) for name, value in weights(trained).items())  # same seed
+    write_mask(trained.mask("hand", "set/p3"), toy(3, (43, 56))[1], Encoding.RAW)
+    result = train(trained, SHORT, "cpu")
+    assert result.trained
+    assert result.masks == 4
+    assert not train(trained, SHORT, "cpu").trained
+    assert train(trained, replace(SHORT, steps=2), "cpu").trained
+    assert capsys.readouterr().out == ""
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = toy_workspace(tmp_path / "whole"), toy_workspace(tmp_path / "broken")
+    config = replace(SHORT, steps=6)
+    expected = train(whole, config, "cpu")
+    step = Training.training_step
+    steps: list[int] = []
+
+    def dies(self: Training, batch: tuple[torch.Tensor, torch.Tensor], number: int) -> torch.Tensor:
+        if self.global_step == 3:
+            raise MemoryError("killed")
+        return step(self, batch, number)
+
+    def counts(self: Training, batch: tuple[torch.Tensor, torch.Tensor], number: int) -> torch.Tensor:
+        steps.append(self.global_step)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Training, "training_step", dies)
+    with pytest.raises(MemoryError):
+        train(broken, config, "cpu")
+    assert (broken.model("deeplab") / STATE).exists()
+    monkeypatch.setattr(Training, "training_step", counts)
+    result = train(broken, config, "cpu")
+    assert steps == [2, 3, 4, 5]  # the first stretch is not repeated
+    assert result.loss == expected.loss
+    one, two = weights(whole), weights(broken)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_damaged_state_is_not_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = toy_workspace(tmp_path)
+    state = workspace.model("deeplab") / STATE
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"\x80\x02.")
+    assert train(workspace, replace(SHORT, steps=1), "cpu").trained
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_model(trained: Workspace) -> None:
+    before = weights(trained)
+    with pytest.raises(
+        UserError, match=r"training stopped: the (loss|gradient) is .* at step \d+ of 6; lower --lr"
+    ):
+        train(trained, replace(SHORT, lr=1e30, steps=6), "cpu")
+    assert all(torch.equal(value, before[name]) for name, value in weights(trained).items())
+    (trained.model("deeplab") / STATE).unlink(missing_ok=True)
+
+
+def test_a_batch_of_one(tmp_path: Path) -> None:
+    assert train(toy_workspace(tmp_path, hand=1), replace(SHORT, batch=1, steps=2), "cpu").trained
+
+
+def test_memory_that_does_not_suffice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Training, "training_step", full)
+    with pytest.raises(UserError, match=r"lower --batch \(now 2\) or --crop \(now 32\)"):
+        train(toy_workspace(tmp_path), SHORT, "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_such_device(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        train(toy_workspace(tmp_path), SHORT, "cuda")
+
+
+def test_held_out_only_of_enough_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "ENOUGH", 3)
+    result = train(toy_workspace(tmp_path), replace(SHORT, held_out=0.34, steps=2), "cpu")
+    assert result.held_out == 1
+    assert result.miou is not None
+    assert 0 <= result.miou <= 1
+    monkeypatch.setattr(training, "ENOUGH", 20)
+    samples = load_samples(toy_workspace(tmp_path), Workspace(tmp_path).settings().classes, 0)
+    assert split(samples, SHORT) == (samples, [])
+    many = [replace(samples[0], key=str(n)) for n in range(20)]
+    learn, check = split(many, SHORT)
+    assert (len(learn), len(check)) == (18, 2)
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path: Path) -> None:
+    """Three colours are told apart after a minute: the whole chain of crops, loss, schedule and labelling."""
+    from segment.config import LabelConfig
+    from segment.evaluate import against_truth
+    from segment.predict import pseudo_label
+    from segment.scores import score
+
+    workspace = toy_workspace(tmp_path)
+    train(workspace, replace(SHORT, steps=60, batch=4, lr=3e-3, save_every=60), "cpu")
+    pseudo_label(workspace, LabelConfig(), "cpu")
+    count, matrix = against_truth(workspace, tmp_path / "truth")
+    assert count == 2
+    assert score(matrix, [""] * 6).miou > 0.7
+    assert np.isfinite(matrix).all()
