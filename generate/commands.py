@@ -9,6 +9,7 @@ import click
 
 from annotate.options import device_option, emit, json_option, settings, workspace_option
 from generate.sample_config import SampleConfig
+from generate.train_commands import train
 
 if TYPE_CHECKING:
     from annotate.workspace import Workspace
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 @click.group()
 def generate() -> None:
     """Learn the painter's hand from paintings and shifted masks; paint new paintings from masks."""
+
+
+generate.add_command(train)
 
 
 @generate.command("sample")

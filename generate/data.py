@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ class Picture:
 
     key: str
     size: tuple[int, int]  # (H, W) after scaling
+    digest: str  # of the file it was read from
     read: Callable[[], Pixels]  # (H, W, 3) painting, or (H, W) shifted ids
 
 
@@ -50,7 +52,9 @@ def load_pictures(workspace: Workspace, smallest_side: int, crop: int) -> list[P
 
     paintings = list(read_index(workspace).values())
     _check_crop(paintings, smallest_side, crop)
-    made = [Picture(one.key, scaled_size(one.size, smallest_side), reader(one)) for one in paintings]
+    made = [
+        Picture(one.key, scaled_size(one.size, smallest_side), one.sha256, reader(one)) for one in paintings
+    ]
     return _keep(made, 3, "Loading the paintings")
 
 
@@ -84,7 +88,10 @@ def load_masks(workspace: Workspace, smallest_side: int, crop: int, n_labels: in
 
     paintings = [index[key] for key in keys]
     _check_crop(paintings, smallest_side, crop)
-    made = [Picture(one.key, scaled_size(one.size, smallest_side), reader(one)) for one in paintings]
+    made = []
+    for one in paintings:
+        digest = hashlib.sha256(workspace.mask("shifted", one.key).read_bytes()).hexdigest()
+        made.append(Picture(one.key, scaled_size(one.size, smallest_side), digest, reader(one)))
     return _keep(made, 1, "Loading the masks")
 
 
@@ -229,7 +236,7 @@ def _keep(pictures: list[Picture], channels: int, title: str) -> list[Picture]:
     with progress(title, len(pictures)) as advance:
         for one in pictures:
             pixels = one.read()
-            kept.append(Picture(one.key, one.size, _Held(pixels)) if needed <= IN_MEMORY else one)
+            kept.append(replace(one, read=_Held(pixels)) if needed <= IN_MEMORY else one)
             advance()
     return kept
 

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Convolutions of stride 2, then one logit a patch; higher means "looks painted".
+    """Convolutions of stride 2, then one logit a patch: (B, 3, H, W) in [-1, 1] -> (B, 1, h, w).
+
+    A higher logit means "looks painted".
 
     Args:
         channels: width of the first convolution; it doubles with every layer, up to 8 times.
@@ -32,11 +34,6 @@ class PatchDiscriminator(nn.Sequential):
                 nn.init.normal_(part.weight, 0.0, 0.02)
             elif isinstance(part, nn.BatchNorm2d):
                 nn.init.normal_(part.weight, 1.0, 0.02)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 1, h, w) logits."""
-        logits: Tensor = super().forward(image)
-        return logits
 
 
 def hinge_loss(painted: Tensor, reconstructed: Tensor) -> Tensor:

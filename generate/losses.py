@@ -35,7 +35,8 @@ def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_
     """
     (pull,) = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)
     (other,) = torch.autograd.grad(adversarial_loss, last_weight, retain_graph=True)
-    return (pull.norm() / (other.norm() + 1e-4)).clamp(0.0, 1e4).detach()
+    weight: Tensor = pull.norm() / (other.norm() + 1e-4)
+    return weight.clamp(0.0, 1e4).detach()
 
 
 def class_wise_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,224 @@
+"""Settings of the three trainings: `small` for a CPU and some forty paintings, `seed` the seed document's. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from annotate.options import setting
+from generate.config import GPTConfig, VQGANConfig
+
+# What may change between a killed run and the one that goes on with it: nothing of it decides the weights.
+FREE = frozenset({"workers", "save_every", "perceptual"})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What every training has."""
+
+    steps: int = setting(1000, "Steps of the optimizer.", low=1)
+    batch: int = setting(8, "Crops a step and device.", low=1)
+    accumulate: int = setting(1, "Batches whose gradients make one step.", low=1)
+    lr: float = setting(1e-3, "Learning rate.", low=0.0)
+    decay: str = setting("cosine", "What the learning rate does after it.", choices=("cosine", "none"))
+    warmup: int = setting(20, "Steps in which the learning rate rises to its value.", low=0)
+    clip: float = setting(1.0, "Longest gradient; 0 leaves it as it is.", low=0.0)
+    smallest_side: int = setting(256, "Scale the paintings' smallest side to this; 0 keeps them.", low=0)
+    crop: int = setting(64, "Side of the random crops in pixels.", low=16)
+    flip: bool = setting(True, "Mirror every second crop.")
+    precision: str = setting(
+        "auto",
+        "Of the matrix products; auto takes bfloat16 where the hardware multiplies it.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    save_every: int = setting(100, "Steps between saved states; a killed run goes on from the last.", low=1)
+    workers: int = setting(0, "Processes that load crops; 0 loads them in this one.", low=0)
+    seed: int = setting(0, "Start of the random numbers.", low=0, high=2**31)
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the weights."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE}
+
+
+@dataclass(frozen=True)
+class CodesSettings(Schedule):
+    """Sizes of a VQGAN, and how its codebook is started and kept alive."""
+
+    channels: int = setting(32, "Width at full resolution (ch).", low=32)
+    channel_multipliers: str = setting("1,2,2", "Width of each level; each but the last halves the size.")
+    residual_blocks: int = setting(1, "Residual blocks a level (num_res_blocks).", low=1)
+    attention: str = setting("", "Sides of the levels that attend, for the crop (attn_resolutions).")
+    z_channels: int = setting(32, "Width of the encoder's output.", low=1)
+    embed_dim: int = setting(32, "Width of a codebook row.", low=1)
+    codebook_size: int = setting(512, "Rows of the codebook (n_embed).", low=2)
+    dropout: float = setting(0.0, "Dropout.", low=0.0, high=0.9)
+    beta1: float = setting(0.9, "Adam's memory of gradients.", low=0.0, high=0.999)
+    beta2: float = setting(0.95, "Adam's memory of their squares.", low=0.0, high=0.9999)
+    start_codebook: int = setting(
+        0, "Step at which k-means starts the codebook; before, nothing is quantised. 0: never.", low=0
+    )
+    revive_every: int = setting(
+        0, "Steps between revivals of codebook rows that nothing uses; 0: never.", low=0
+    )
+
+    def __post_init__(self) -> None:
+        factor = self._vqgan(3).downsampling
+        if self.crop % factor:
+            raise ValueError(f"--crop {self.crop} is not a multiple of {factor}, the pixels a token")
+        if self.channels % 32:
+            raise ValueError(f"--channels {self.channels} is not a multiple of 32, the groups of the norms")
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        return self.beta1, self.beta2
+
+    def _vqgan(self, channels: int) -> VQGANConfig:
+        return VQGANConfig(
+            in_channels=channels,
+            out_channels=channels,
+            channels=self.channels,
+            channel_multipliers=whole_numbers(self.channel_multipliers, "--channel-multipliers"),
+            residual_blocks=self.residual_blocks,
+            attention_resolutions=whole_numbers(self.attention, "--attention"),
+            resolution=self.crop,
+            z_channels=self.z_channels,
+            embed_dim=self.embed_dim,
+            codebook_size=self.codebook_size,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True)
+class PaintingCodesSettings(CodesSettings):
+    """How the painting codes are trained."""
+
+    detail: float = setting(1.0, "Weight of the Laplacian pyramid's L1, beside plain L1.", low=0.0)
+    perceptual: str = setting(
+        "auto",
+        "VGG16 weights of the perceptual loss: a file, auto (those that torchvision has fetched before), "
+        "fetch (let torchvision download them) or none.",
+    )
+    perceptual_weight: float = setting(1.0, "Weight of the perceptual loss.", low=0.0)
+    adversarial: float = setting(0.0, "Weight of the adversarial loss; 0: no discriminator.", low=0.0)
+    adversarial_start: int = setting(0, "Step from which the adversarial loss counts.", low=0)
+    discriminator_channels: int = setting(64, "Width of the discriminator's first layer.", low=1)
+
+    def vqgan(self) -> VQGANConfig:
+        return self._vqgan(3)
+
+
+@dataclass(frozen=True)
+class MaskCodesSettings(CodesSettings):
+    """How the mask codes are trained."""
+
+    n_labels: int = setting(182, "Channels of the masks.", low=2, high=256)
+    loss: str = setting(
+        "class-wise",
+        "class-wise: each class against the rest, as the paper; pixel: the classes against each other.",
+        choices=("class-wise", "pixel"),
+    )
+
+    def vqgan(self) -> VQGANConfig:
+        return self._vqgan(self.n_labels)
+
+
+@dataclass(frozen=True)
+class TransformerSettings(Schedule):
+    """Sizes of the transformer and how it is trained; the crop follows from the window."""
+
+    layers: int = setting(6, "Blocks (n_layer).", low=1)
+    heads: int = setting(8, "Attention heads (n_head).", low=1)
+    width: int = setting(256, "Width (n_embd).", low=8)
+    window: int = setting(16, "Side of the window in tokens; the block is twice its square.", low=2)
+    dropout: float = setting(0.0, "Dropout.", low=0.0, high=0.9)
+    token_dropout: float = setting(
+        0.0, "Share of the painting tokens shown that are random ones.", low=0.0, high=0.9
+    )
+    weight_decay: float = setting(0.01, "Weight decay of the matrices.", low=0.0)
+    views: int = setting(8, "Shifts, each also mirrored, in which every painting is cut to tokens.", low=1)
+    patience: int = setting(
+        0, "Stop after so many saved states without a better one on the held-out paintings; 0: never.", low=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"--width {self.width} is not a multiple of --heads {self.heads}")
+
+    def gpt(self, vocab_size: int) -> GPTConfig:
+        return GPTConfig(
+            vocab_size=vocab_size,
+            block_size=2 * self.window**2,
+            layers=self.layers,
+            heads=self.heads,
+            width=self.width,
+            dropout=self.dropout,
+        )
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """`1,2,4` -> (1, 2, 4)."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ValueError(f"{option} {text}: give whole numbers such as 1,2,4") from error
+
+
+# The paper's learning rate is 4.5e-6 times the crops of a step; its Adam knows no warm-up, decay or clipping.
+_SEED: dict[str, Any] = {
+    "batch": 1,
+    "lr": 4.5e-6,
+    "decay": "none",
+    "warmup": 0,
+    "clip": 0.0,
+    "smallest_side": 460,
+    "crop": 256,
+    "save_every": 2000,
+    "workers": 4,
+}
+_SEED_CODES: dict[str, Any] = {
+    **_SEED,
+    "channels": 128,
+    "channel_multipliers": "1,1,2,2,4",
+    "residual_blocks": 2,
+    "attention": "16",
+    "z_channels": 256,
+    "embed_dim": 256,
+    "codebook_size": 1024,
+    "beta1": 0.5,
+    "beta2": 0.9,
+}
+
+PAINTING_CODES = {
+    "small": PaintingCodesSettings(
+        steps=1000, batch=8, lr=1e-3, crop=64, start_codebook=350, revive_every=25, save_every=250
+    ),
+    "seed": PaintingCodesSettings(
+        steps=1_000_000,
+        detail=0.0,
+        adversarial=0.8,
+        adversarial_start=10_000,
+        **_SEED_CODES,
+    ),
+}
+MASK_CODES = {
+    "small": MaskCodesSettings(
+        steps=300,
+        batch=8,
+        lr=1e-3,
+        crop=64,
+        codebook_size=128,
+        loss="pixel",
+        start_codebook=100,
+        revive_every=25,
+        save_every=150,
+    ),
+    "seed": MaskCodesSettings(steps=100_000, **_SEED_CODES),
+}
+TRANSFORMER = {
+    "small": TransformerSettings(
+        steps=600, batch=8, lr=1e-3, warmup=50, crop=64, save_every=100, patience=3, dropout=0.1, views=2
+    ),
+    "seed": TransformerSettings(
+        steps=200_000, layers=24, heads=16, width=1024, views=16, patience=20, **_SEED
+    ),
+}

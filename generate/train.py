@@ -1,0 +1,303 @@
+"""What the three trainings share: a Lightning loop that can be killed at any time, and goes on where it stood."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import pickle
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from annotate.errors import UserError
+from annotate.files import whole_file
+from annotate.progress import note, progress
+from generate.checkpoint import WEIGHTS, read_checkpoint
+from generate.data import Stretches
+from generate.presets import Schedule
+from segment.device import choose_device, has_fast_bfloat16
+
+STATE = "training.ckpt"
+POINTS = 200  # of the loss curve that a report keeps
+
+Figures = dict[str, Tensor]
+
+
+class DivergedError(Exception):
+    """The loss or its gradient is not finite."""
+
+
+class Stage(L.LightningModule):
+    """One training: a subclass says what the loss is; accumulation, clipping and learning rate are the same.
+
+    Args:
+        config: its settings.
+        mark: what the weights depend on; saved in the state.
+    """
+
+    def __init__(self, config: Schedule, mark: str) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config, self.mark = config, mark
+        self.done = 0  # steps of the optimizer
+        self.history: list[dict[str, float]] = []
+        self.finished = False  # early
+        self.latest_sums: dict[str, float] = {}
+        self._sums: dict[str, float] = {}
+        self._micro = 0
+
+    @property
+    def starts_step(self) -> bool:
+        """Is this the first of the batches that make one step."""
+        return self._micro == 0
+
+    def losses(self, batch: Any) -> Figures:
+        """The loss to minimise under "loss", and whatever else the progress bar and report should show."""
+        raise NotImplementedError
+
+    def main_optimizer(self) -> Optimizer:
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called behind every step of the optimizer."""
+
+    def stretch_end(self) -> None:
+        """Called before a state is saved: pictures, held-out figures."""
+
+    def training_step(self, batch: Any, number: int) -> None:
+        if self.starts_step:
+            torch.manual_seed(self.config.seed * 1_000_003 + self.done)  # the same draws after a resume
+        figures = self.losses(batch)
+        value = float(figures["loss"].detach())
+        if not math.isfinite(value):
+            raise DivergedError(f"the loss is {value} at step {self.done + 1} of {self.config.steps}")
+        optimizer = self._main()
+        self.manual_backward(figures["loss"] / self.config.accumulate)
+        for name, figure in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(figure.detach()) / self.config.accumulate
+        self._micro = (self._micro + 1) % self.config.accumulate
+        if self._micro:
+            return
+        rate = self.learning_rate(self.done)
+        norm = nn.utils.clip_grad_norm_(
+            [one for group in optimizer.param_groups for one in group["params"]],
+            self.config.clip or math.inf,
+        )
+        if not math.isfinite(float(norm)):
+            raise DivergedError(f"the gradient is {norm} at step {self.done + 1} of {self.config.steps}")
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        self.after_step()
+        self._remember()
+
+    def learning_rate(self, step: int) -> float:
+        """Of a step: a linear rise, then the config's decay, which ends at a hundredth."""
+        config = self.config
+        rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
+        if config.decay == "cosine":
+            rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps)))
+        return rate
+
+    def latest(self, name: str) -> float:
+        """A figure, averaged over the last tenth of the curve."""
+        values = [one[name] for one in self.history[-max(1, POINTS // 10) :] if name in one]
+        return sum(values) / len(values) if values else math.nan
+
+    def configure_optimizers(self) -> Any:
+        return self.main_optimizer()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["own"] = {
+            "mark": self.mark,
+            "settings": self.config.deciding(),
+            "done": self.done,
+            "history": self.history,
+            "finished": self.finished,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = checkpoint["own"]
+        self.done, self.history, self.finished = own["done"], own["history"], own["finished"]
+
+    def _main(self) -> Any:
+        optimizers = self.optimizers()
+        return optimizers[0] if isinstance(optimizers, list) else optimizers
+
+    def _remember(self) -> None:
+        every = max(1, self.config.steps // POINTS)
+        if self.done % every == 0 or self.done == self.config.steps:
+            self.history.append({"step": self.done, **self._sums})
+        self.latest_sums, self._sums = self._sums, {}
+
+
+def up_to_date(folder: Path, mark: str, again: bool) -> Mapping[str, Any] | None:
+    """The config of the model in `folder`, where it was trained to the end with the same mark."""
+    if again:
+        (folder / STATE).unlink(missing_ok=True)
+        return None
+    if not (folder / WEIGHTS).exists() or (folder / STATE).exists():
+        return None
+    config = read_checkpoint(folder).config
+    return config if config.get("mark") == mark else None
+
+
+def fingerprint(*parts: Any) -> str:
+    """What the weights depend on, in 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, title: str) -> None:
+    """Train until the schedule's end, or until the stage says that it is finished.
+
+    Raises:
+        UserError: a state of other settings lies in `folder`, the loss is not finite, too little memory, or the
+            disk is full; what was saved before stays.
+    """
+    config, where, state = stage.config, choose_device(device), folder / STATE
+    resume = _resumable(state, stage)
+    if resume and _restore_finished(state, stage):
+        return
+    per_step = config.batch * config.accumulate
+    loader: DataLoader[Any] = DataLoader(
+        items,
+        batch_size=config.batch,
+        sampler=Stretches(config.steps * per_step, config.save_every * per_step),
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+    )
+    with _quiet(), progress(title, config.steps) as advance:
+        trainer = L.Trainer(
+            accelerator="gpu" if where.type == "cuda" else "cpu",
+            devices=1,
+            precision="bf16-mixed" if _wants_bfloat16(config.precision, where) else "32-true",
+            max_epochs=math.ceil(config.steps / config.save_every),
+            logger=False,
+            callbacks=[_Bar(advance), _State(state)],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        try:
+            trainer.fit(stage, loader, ckpt_path=state if resume else None, weights_only=True)
+        except DivergedError as error:
+            kept = f"the state before it is kept in {folder}" if state.exists() else "nothing was saved yet"
+            raise UserError(f"training stopped: {error}; lower --lr (now {config.lr:g}); {kept}") from error
+        except RuntimeError as error:
+            if "out of memory" in str(error) or "can't allocate memory" in str(error):
+                raise UserError(
+                    f"out of memory on {where.type}: lower --batch (now {config.batch}) and raise --accumulate "
+                    f"(now {config.accumulate}), or lower --crop (now {config.crop})"
+                ) from error
+            raise
+    stage.to("cpu").eval()
+
+
+def finish(folder: Path) -> None:
+    """The model is saved: the state that a killed run would have needed can go."""
+    (folder / STATE).unlink(missing_ok=True)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 1)
+
+
+class _Bar(L.Callback):
+    """Moves the progress bar, once a step of the optimizer."""
+
+    def __init__(self, advance: Callable[..., None]) -> None:
+        self.advance = advance
+        self.shown = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        if pl_module.done > self.shown:
+            figures = pl_module.latest_sums
+            text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            self.advance(pl_module.done - self.shown, note=text)
+            self.shown = pl_module.done
+
+
+class _State(L.Callback):
+    """Writes the state after every stretch, whole or not at all; ends the training that is finished early."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        pl_module.stretch_end()
+        with whole_file(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
+        trainer.should_stop = pl_module.finished
+
+
+def _resumable(state: Path, stage: Stage) -> bool:
+    if not state.exists():
+        return False
+    try:
+        found = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["own"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        note(f"{state}: damaged ({str(error).splitlines()[0]}); training starts afresh")
+        return False
+    before, now = found["settings"], stage.config.deciding()
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            option = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{state.parent}: an unfinished training had {option} {before.get(name)}, now {now.get(name)}; "
+                "give the same to go on with it, or --again to train afresh"
+            )
+    if found["mark"] != stage.mark:
+        note(f"{state.parent}: the paintings or masks changed since training began; it starts afresh")
+        return False
+    note(f"going on at step {found['done']} of {stage.config.steps}")
+    return True
+
+
+def _restore_finished(state: Path, stage: Stage) -> bool:
+    """Load a state behind whose last step the run was killed; False where steps are left."""
+    found = torch.load(state, map_location="cpu", weights_only=True)
+    if not (found["own"]["finished"] or found["own"]["done"] >= stage.config.steps):
+        return False
+    stage.load_state_dict(found["state_dict"])
+    stage.on_load_checkpoint(found)
+    stage.eval()
+    return True
+
+
+def _wants_bfloat16(precision: str, device: torch.device) -> bool:
+    return precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's banners, tips and warnings off: the progress bar says what there is to say."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning(\..*)?")
+            yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)

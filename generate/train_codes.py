@@ -1,0 +1,355 @@
+"""Training of the two codebooks: a VQGAN on paintings, and one on masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from annotate.classes import UNLABELLED
+from annotate.errors import UserError
+from annotate.files import whole_file
+from annotate.progress import note
+from annotate.workspace import Workspace
+from generate.checkpoint import save_model
+from generate.codebook import CodebookUse, k_means
+from generate.config import VQGANConfig
+from generate.data import Crops, Picture, load_masks, load_pictures, to_image, to_pixels
+from generate.discriminator import PatchDiscriminator, hinge_loss
+from generate.losses import adaptive_weight, class_wise_loss, detail_loss, pixel_loss
+from generate.perceptual import find_perceptual
+from generate.presets import CodesSettings, MaskCodesSettings, PaintingCodesSettings
+from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
+from generate.vqgan import VQGAN
+
+SHOWN = 4  # pictures of a sample grid
+STARTERS = 64  # crops whose vectors k-means starts the codebook from
+
+
+@dataclass(frozen=True)
+class CodesResult:
+    """What one training of a codebook did."""
+
+    model: str  # its folder
+    pictures: int
+    steps: int
+    seconds: float
+    loss: float  # the part that measures the reconstruction, over the last tenth
+    used: int  # rows of the codebook that are used
+    perplexity: float
+    trained: bool  # False: the model was up to date
+
+
+class CodesStage(Stage):
+    """A VQGAN in training. A subclass says how a batch becomes input and what its reconstruction costs."""
+
+    def __init__(self, net: VQGAN, crops: Crops, config: CodesSettings, mark: str) -> None:
+        super().__init__(config, mark)
+        self.net, self.crops, self.codes = net, crops, config
+        self.use = CodebookUse(net.config.codebook_size)
+        self._vectors = torch.empty(0)
+
+    def input(self, batch: Sequence[Tensor]) -> Tensor:
+        """What the encoder gets, (B, C, c, c)."""
+        raise NotImplementedError
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(reconstruction, codebook loss); nothing is quantised before the codebook has started."""
+        if self.done < self.codes.start_codebook:
+            z = self.net.prequantised(x)
+            return self.net.decode(z), z.new_zeros(())
+        if self.done == self.codes.start_codebook > 0 and self.starts_step:
+            self._start_codebook()
+        z = self.net.prequantised(x)
+        quantized = self.net.quantize(z)
+        self.use.count(quantized.indices)
+        self._vectors = _rows(z)
+        return self.net.decode(quantized.z), quantized.loss
+
+    def after_step(self) -> None:
+        every, start = self.codes.revive_every, self.codes.start_codebook
+        if every and self.done % every == 0 and start < self.done < 0.8 * self.config.steps:
+            self.use.revive(self.net.quantize.embedding.weight.data, self._vectors)
+
+    def main_optimizer(self) -> Optimizer:
+        return Adam(self.net.parameters(), self.config.lr, betas=self.codes.betas)
+
+    @torch.no_grad()
+    def _start_codebook(self) -> None:
+        batch = [torch.stack(part) for part in zip(*(self.crops[n] for n in range(STARTERS)), strict=True)]
+        vectors = [
+            _rows(self.net.prequantised(self.input([part.to(self.device) for part in parts])))
+            for parts in zip(*(torch.split(part, 8) for part in batch), strict=True)
+        ]
+        weight = self.net.quantize.embedding.weight
+        weight.copy_(k_means(torch.cat(vectors), len(weight)))
+
+
+class PaintingStage(CodesStage):
+    """L1, the pyramid's L1, the perceptual loss where there are weights, the adversarial loss where asked for."""
+
+    def __init__(
+        self, net: VQGAN, crops: Crops, config: PaintingCodesSettings, mark: str, grid: Path
+    ) -> None:
+        super().__init__(net, crops, config, mark)
+        self.painting, self.grid = config, grid
+        found = find_perceptual(config.perceptual) if config.perceptual_weight else None
+        self.perceptual = (found,)  # in a tuple, so that its weights stay out of the saved state
+        self.discriminator: nn.Module | None = None
+        if config.adversarial:
+            self.discriminator = PatchDiscriminator(config.discriminator_channels)
+
+    def input(self, batch: Sequence[Tensor]) -> Tensor:
+        return to_image(batch[0])
+
+    def losses(self, batch: Sequence[Tensor]) -> Figures:
+        x = self.input(batch)
+        y, codebook = self.reconstruct(x)
+        y = y.float()
+        l1 = (y - x).abs().mean()
+        loss = l1
+        if self.painting.detail:
+            loss = loss + self.painting.detail * detail_loss(y, x)
+        if self.perceptual[0] is not None:
+            loss = loss + self.painting.perceptual_weight * self.perceptual[0].to(y.device)(y, x)
+        figures = {"l1": l1}
+        if self.discriminator is not None and self.done >= self.painting.adversarial_start:
+            fooled = -cast(Tensor, self.discriminator(y)).float().mean()
+            weight = adaptive_weight(loss, fooled, self.net.decoder.conv_out.weight)
+            loss = loss + self.painting.adversarial * weight * fooled
+            figures["discriminator"] = self._train_discriminator(x, y.detach())
+        return {"loss": loss + codebook, **figures, "codebook": codebook}
+
+    def _train_discriminator(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step of the discriminator: here, so that it sees the same batch; its loss."""
+        net = cast(nn.Module, self.discriminator)
+        optimizer = cast(Any, self.optimizers())[1]
+        loss = hinge_loss(net(x).float(), net(y).float())
+        optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(loss)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.done)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def configure_optimizers(self) -> Any:
+        if self.discriminator is None:
+            return self.main_optimizer()
+        other = Adam(self.discriminator.parameters(), self.config.lr, betas=self.codes.betas)
+        return [self.main_optimizer(), other]
+
+    def stretch_end(self) -> None:
+        pictures = [row[0] for row in self.crops.rows[:SHOWN]]
+        write_grid(self.grid, [one.read() for one in pictures], [self._painted(one) for one in pictures])
+
+    @torch.no_grad()
+    def _painted(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        factor = self.net.config.downsampling
+        height, width = (side // factor * factor for side in picture.size)
+        pixels = torch.from_numpy(picture.read()[:height, :width].copy()).permute(2, 0, 1)
+        self.net.eval()
+        painted = self.net(to_image(pixels[None].to(self.device)))[0]
+        self.net.train()
+        return cast(
+            "np.ndarray[Any, np.dtype[np.uint8]]", to_pixels(painted[0]).permute(1, 2, 0).cpu().numpy()
+        )
+
+
+class MaskStage(CodesStage):
+    """Cross-entropy over the classes that occur. The net in training has only their channels; see `expand`."""
+
+    def __init__(
+        self, net: VQGAN, crops: Crops, config: MaskCodesSettings, mark: str, present: Sequence[int]
+    ) -> None:
+        super().__init__(net, crops, config, mark)
+        table = torch.zeros(256, dtype=torch.int64)
+        table[list(present)] = torch.arange(len(present))
+        self.register_buffer("channel", table, persistent=False)  # of a shifted id
+        self.channel: Tensor
+        self.cost = pixel_loss if config.loss == "pixel" else class_wise_loss
+
+    def input(self, batch: Sequence[Tensor]) -> Tensor:
+        channels = self.channel[batch[0].long()]  # (B, c, c)
+        one_hot = torch.nn.functional.one_hot(channels, self.net.config.in_channels)
+        return one_hot.permute(0, 3, 1, 2).float()  # (B, K, c, c)
+
+    def losses(self, batch: Sequence[Tensor]) -> Figures:
+        logits, codebook = self.reconstruct(self.input(batch))
+        target = self.channel[batch[0].long()]
+        cost = self.cost(logits.float(), target)
+        right = (logits.detach().argmax(1) == target).float().mean()
+        return {"loss": cost + codebook, "cross_entropy": cost, "right": right, "codebook": codebook}
+
+
+def expand(net: VQGAN, present: Sequence[int], n_labels: int) -> VQGAN:
+    """A mask VQGAN of `n_labels` channels from one that has only the channels of `present`.
+
+    A class that never occurred feeds nothing into the encoder, and the decoder never says it: the same as if all
+    channels had been trained, at a fraction of the work.
+
+    Args:
+        present: the shifted id of each channel of `net`.
+    """
+    sizes = net.config.to_dict() | {"in_channels": n_labels, "out_channels": n_labels}
+    full = VQGAN(VQGANConfig.from_dict(sizes))
+    state = net.state_dict()
+    wanted = full.state_dict()
+    entry = torch.zeros_like(wanted["encoder.conv_in.weight"])  # (C, n_labels, 3, 3)
+    entry[:, list(present)] = state["encoder.conv_in.weight"]
+    weight = torch.zeros_like(wanted["decoder.conv_out.weight"])  # (n_labels, C, 3, 3)
+    weight[list(present)] = state["decoder.conv_out.weight"]
+    bias = torch.full_like(wanted["decoder.conv_out.bias"], -20.0)  # (n_labels,)
+    bias[list(present)] = state["decoder.conv_out.bias"]
+    full.load_state_dict(
+        state
+        | {
+            "encoder.conv_in.weight": entry,
+            "decoder.conv_out.weight": weight,
+            "decoder.conv_out.bias": bias,
+        }
+    )
+    return full.eval()
+
+
+def train_painting_codes(
+    workspace: Workspace, config: PaintingCodesSettings, device: str = "auto", again: bool = False
+) -> CodesResult:
+    """Train models/painting-codes on every painting of the workspace.
+
+    A model of the same paintings and settings is up to date and stays; a killed run goes on.
+
+    Args:
+        again: train afresh even so.
+
+    Raises:
+        UserError: no paintings, fewer than the batch, one smaller than the crop, a loss that is not finite.
+    """
+    watch, folder = Stopwatch(), workspace.model("painting-codes")
+    pictures = load_pictures(workspace, config.smallest_side, config.crop)
+    mark = fingerprint(config.deciding(), [[one.key, one.digest] for one in pictures])
+    found = up_to_date(folder, mark, again)
+    if found is not None:
+        return CodesResult(**{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0})
+    crops = _crops(pictures, config)
+    torch.manual_seed(config.seed)
+    grid = workspace.reports / "generate-train-painting.png"
+    stage = PaintingStage(VQGAN(config.vqgan()), crops, config, mark, grid)
+    fit_stage(stage, crops, folder, device, "Training the painting codes")
+    losses = ["l1", *(["laplacian"] if config.detail else [])]
+    losses += ["perceptual (VGG16)"] if stage.perceptual[0] is not None else []
+    losses += ["adversarial"] if stage.discriminator is not None else []
+    result = _result(folder, stage, "l1", len(pictures), watch)
+    _save(workspace, "painting", stage, stage.net, result, {"losses": losses})
+    return result
+
+
+def train_mask_codes(
+    workspace: Workspace, config: MaskCodesSettings, device: str = "auto", again: bool = False
+) -> CodesResult:
+    """Train models/mask-codes on every shifted mask of the workspace. Otherwise as `train_painting_codes`.
+
+    Raises:
+        UserError: no shifted masks yet, one that does not fit its painting, an id that has no channel.
+    """
+    watch, folder = Stopwatch(), workspace.model("mask-codes")
+    masks = load_masks(workspace, config.smallest_side, config.crop, config.n_labels)
+    mark = fingerprint(config.deciding(), [[one.key, one.digest] for one in masks])
+    found = up_to_date(folder, mark, again)
+    if found is not None:
+        return CodesResult(**{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0})
+    crops = _crops(masks, config)
+    present = sorted(set().union({0}, *(np.unique(one.read()).tolist() for one in masks)))
+    torch.manual_seed(config.seed)
+    sizes = config.vqgan().to_dict() | {"in_channels": len(present), "out_channels": len(present)}
+    net = VQGAN(VQGANConfig.from_dict(sizes))
+    stage = MaskStage(net, crops, config, mark, present)
+    fit_stage(stage, crops, folder, device, "Training the mask codes")
+    result = _result(folder, stage, "cross_entropy", len(masks), watch)
+    full = expand(stage.net, present, config.n_labels)
+    about = {"losses": [f"{config.loss} cross-entropy"], "shifted_ids": present}
+    _save(workspace, "mask", stage, full, result, about | {"classes": workspace.settings().classes.as_list()})
+    shown = masks[:SHOWN]
+    colours = workspace.settings().classes.colours()
+    colours[UNLABELLED] = 0
+    write_grid(
+        workspace.reports / "generate-train-mask.png",
+        [colours[one.read() - np.uint8(1)] for one in shown],
+        [colours[_redrawn(full, one) - np.uint8(1)] for one in shown],
+    )
+    return result
+
+
+def write_grid(path: Path, above: Sequence[Any], below: Sequence[Any]) -> None:
+    """Write a PNG of pictures in two rows, e.g. originals above and reconstructions below.
+
+    Args:
+        above, below: (H, W, 3) uint8 each; of any sizes.
+    """
+    width = sum(max(a.shape[1], b.shape[1]) for a, b in zip(above, below, strict=True))
+    height = max(one.shape[0] for one in [*above, *below])
+    grid = np.full((2 * height, width, 3), 255, np.uint8)
+    left = 0
+    for a, b in zip(above, below, strict=True):
+        grid[: a.shape[0], left : left + a.shape[1]] = a
+        grid[height : height + b.shape[0], left : left + b.shape[1]] = b
+        left += max(a.shape[1], b.shape[1])
+    with whole_file(path) as temporary:
+        Image.fromarray(grid).save(temporary, format="PNG")
+
+
+@torch.inference_mode()
+def _redrawn(net: VQGAN, mask: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    factor = net.config.downsampling
+    height, width = (side // factor * factor for side in mask.size)
+    ids = torch.from_numpy(mask.read()[:height, :width].astype(np.int64))
+    logits = net.decode(net.encode_mask(ids[None]).z)  # (1, n_labels, H, W)
+    return cast("np.ndarray[Any, np.dtype[np.uint8]]", logits[0].argmax(0).to(torch.uint8).numpy())
+
+
+def _crops(pictures: Sequence[Picture], config: CodesSettings) -> Crops:
+    if len(pictures) < config.batch:
+        raise UserError(
+            f"{len(pictures)} pictures are fewer than the batch of {config.batch}; "
+            f"use --batch {len(pictures)} or push more paintings"
+        )
+    return Crops([(one,) for one in pictures], config.crop, config.flip, config.seed)
+
+
+def _rows(z: Tensor) -> Tensor:
+    """(B, E, h, w) -> (B h w, E), float32, without gradient."""
+    return z.detach().float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+
+
+def _result(folder: Path, stage: CodesStage, name: str, pictures: int, watch: Stopwatch) -> CodesResult:
+    return CodesResult(
+        model=str(folder),
+        pictures=pictures,
+        steps=stage.done,
+        seconds=watch.seconds(),
+        loss=stage.latest(name),
+        used=stage.use.used(),
+        perplexity=round(stage.use.perplexity(), 1),
+        trained=True,
+    )
+
+
+def _save(
+    workspace: Workspace, name: str, stage: CodesStage, net: VQGAN, result: CodesResult, about: dict[str, Any]
+) -> None:
+    folder = workspace.model(f"{name}-codes")
+    figures = {key: value for key, value in asdict(result).items() if key != "model"}
+    extra = {"train": asdict(stage.config), "mark": stage.mark, "figures": figures}
+    save_model(folder, net, extra | about)
+    report = {**figures, **about, "codebook_size": net.config.codebook_size, "history": stage.history}
+    workspace.save_report(f"generate-train-{name}", report)
+    finish(folder)
+    if result.used < net.config.codebook_size / 4:
+        note(f"only {result.used} of {net.config.codebook_size} codebook rows are used: fewer would do")
