@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 
 import click
@@ -37,7 +39,11 @@ def demo(folder: Path, as_json: bool, device: str, config: DemoConfig) -> None:
     """
     from demo.flow import STAND_IN, run_demo
 
-    result = run_demo(folder, config, device)
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        result = run_demo(folder, config, device)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     minutes = result.seconds / 60
     lines = [
         f"done in {minutes:.1f} min. {STAND_IN}",
@@ -48,3 +54,8 @@ def demo(folder: Path, as_json: bool, device: str, config: DemoConfig) -> None:
         NEXT,
     ]
     emit(result, as_json, "\n".join(lines))
+
+
+def _leave(*_: object) -> None:
+    """On SIGTERM as on Ctrl-C: what is open is closed, and the server stopped."""
+    sys.exit(143)

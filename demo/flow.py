@@ -226,8 +226,8 @@ def compositions(workspace: Workspace) -> list[str]:
     from generate.data import held_out_keys
 
     shifted = workspace.keys_with_mask("shifted")
-    held_out = sorted(held_out_keys(workspace) & set(shifted)) or shifted
-    first, second = held_out[0], held_out[-1]
+    held_out = held_out_keys(workspace)
+    first, second = sorted(shifted, key=lambda key: (key not in held_out, key))[:2]
     a, b = (unshift(read_mask(workspace.mask("shifted", key), Encoding.SHIFTED)) for key in (first, second))
     height, half = min(a.shape[0], b.shape[0]), min(a.shape[1], b.shape[1]) // 2
     made = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from annotate.options import emit, json_option, workspace_option
+from demo.figures import readable
 
 if TYPE_CHECKING:
     from annotate.workspace import Workspace
@@ -78,7 +79,8 @@ def position(workspace: Workspace) -> Position:
         models["transformer"],
         Step("samples", samples, 1, "", f"tool generate sample --mask {a_key}"),
     )
-    return Position(str(workspace.root), steps, _next(workspace, steps, bool(stale)))
+    noted = tuple(replace(step, note=step.note or _figure(workspace, step.name)) for step in steps)
+    return Position(str(workspace.root), noted, _next(workspace, noted, bool(stale)))
 
 
 def _model_step(workspace: Workspace, name: str, title: str, command: str) -> Step:
@@ -106,6 +108,24 @@ def _confidence(workspace: Workspace) -> str:
     return f"mean confidence {mean:.2f}" if isinstance(mean, float) else ""
 
 
+# step -> the report that has its last figures, and those that say most
+FIGURES = {
+    "DeepLab": ("segment-evaluate", ("miou", "pixel_accuracy")),
+    "painting codes": ("generate-train-painting", ("loss", "used")),
+    "mask codes": ("generate-train-mask", ("loss", "used")),
+    "transformer": ("generate-train-transformer", ("bits_per_token", "held_out_bits_per_token")),
+    "samples": ("generate-sample", ("tokens_a_second",)),
+}
+
+
+def _figure(workspace: Workspace, step: str) -> str:
+    """The step's last figures in a few words; empty where it has none."""
+    name, wanted = FIGURES.get(step, ("", ()))
+    figures = (workspace.report(name) or {}) if name else {}
+    chosen = {one: figures[one] for one in wanted if figures.get(one) is not None}
+    return ", ".join(f"{label} {value}" for label, value in readable(chosen))
+
+
 def _next(workspace: Workspace, steps: tuple[Step, ...], stale: bool) -> str:
     here = (
         "" if workspace.root.resolve() == Path.cwd() else f" --workspace {shlex.quote(str(workspace.root))}"
@@ -131,12 +151,19 @@ def _table(found: Position) -> str:
 @click.command()
 @workspace_option
 @json_option
-def status(workspace: Workspace, as_json: bool) -> None:
-    """Where the workspace stands along the flow, and the command to run next.
+@click.option("--report", is_flag=True, help="Also write reports/index.html: figures, masks, new paintings.")
+def status(workspace: Workspace, as_json: bool, report: bool) -> None:
+    """Where the workspace stands along the flow, its last figures, and the command to run next.
 
     \b
     Example:
       tool status --workspace my-demo
     """
     found = position(workspace)
-    emit(found, as_json, _table(found))
+    text, value = _table(found), asdict(found)
+    if report:
+        from demo.report import build_report
+
+        path = str(build_report(workspace))
+        text, value = f"{text}\nreport: {path}", value | {"report": path}
+    emit(value, as_json, text)

@@ -102,3 +102,23 @@ def test_a_damaged_list_is_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "paintings.jsonl:1: damaged" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_last_figures_stand_beside_their_step(tmp_path: Path) -> None:
+    workspace = filled(tmp_path, 2, 2, 4, ("deeplab", *GENERATOR))
+    workspace.save_report("segment-evaluate", {"miou": 0.6181, "pixel_accuracy": 0.835, "classes": []})
+    workspace.save_report("generate-train-transformer", {"bits_per_token": 4.321, "history": [1]})
+    notes = {step.name: step.note for step in position(workspace).steps}
+    assert notes["DeepLab"] == "mIoU 61.8 %, pixel accuracy 83.5 %"
+    assert notes["transformer"] == "bits a token 4.32"
+    assert notes["mask codes"] == ""
+    assert "mIoU 61.8 %" in run(workspace).stdout
+
+
+def test_the_report_is_written_on_request(tmp_path: Path) -> None:
+    workspace = filled(tmp_path)  # nothing but the list of paintings
+    assert not workspace.reports.exists()
+    value = json.loads(run(workspace, "--report", "--json").stdout)
+    page = Path(value["report"]).read_text(encoding="utf-8")
+    assert "At a glance" in page
+    assert run(Workspace(tmp_path / "empty"), "--report").exit_code == 1
