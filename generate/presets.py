@@ -216,7 +216,17 @@ MASK_CODES = {
 }
 TRANSFORMER = {
     "small": TransformerSettings(
-        steps=600, batch=8, lr=1e-3, warmup=50, crop=64, save_every=100, patience=3, dropout=0.1, views=2
+        steps=400,
+        layers=4,
+        heads=4,
+        batch=8,
+        lr=1e-3,
+        warmup=40,
+        crop=64,
+        save_every=100,
+        patience=3,
+        dropout=0.05,
+        views=1,
     ),
     "seed": TransformerSettings(
         steps=200_000, layers=24, heads=16, width=1024, views=16, patience=20, **_SEED
