@@ -125,7 +125,8 @@ def every_step(workspace: Workspace, index: Mapping[str, Painting]) -> str:
         seconds = _seconds(workspace, name)
         if figures is not None or seconds is not None:
             shown = ", ".join(f"{label} {value}" for label, value in readable(figures or {}))
-            rows.append((step, duration(seconds) if seconds is not None else "", shown))
+            time = duration(seconds).replace(" ", "\N{NO-BREAK SPACE}") if seconds is not None else ""
+            rows.append((step, time, shown))
     if not rows:
         return ""
     return section("Every step", "What each took and found.", table(("step", "time", "figures"), rows))

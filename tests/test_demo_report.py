@@ -135,7 +135,7 @@ def test_the_page_needs_no_network_and_no_script(full: Reader) -> None:
 
 
 def test_every_part_is_there(full: Reader) -> None:
-    text = "\n".join(full.texts)
+    text = "\n".join(full.texts).replace("\N{NO-BREAK SPACE}", " ")
     for heading in ("At a glance", "New paintings", "Every step", "How good the labels are"):
         assert heading in full.texts
     for heading in ("Annotated paintings", "Labelled by the model", "How training went"):
