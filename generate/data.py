@@ -174,8 +174,7 @@ class Crops(Dataset[tuple[Tensor, ...]]):
 
     def _cut(self, pixels: Pixels, top: int, left: int, mirror: bool) -> Tensor:
         part = pixels[top : top + self.crop, left : left + self.crop]
-        part = np.ascontiguousarray(part[:, ::-1] if mirror else part)
-        crop = torch.from_numpy(part)
+        crop = torch.from_numpy((part[:, ::-1] if mirror else part).copy())
         return crop.permute(2, 0, 1) if crop.ndim == 3 else crop  # (3, h, w) or (h, w)
 
 

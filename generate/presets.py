@@ -132,7 +132,14 @@ class TransformerSettings(Schedule):
     window: int = setting(16, "Side of the window in tokens; the block is twice its square.", low=2)
     dropout: float = setting(0.0, "Dropout.", low=0.0, high=0.9)
     token_dropout: float = setting(
-        0.0, "Share of the painting tokens shown that are random ones.", low=0.0, high=0.9
+        0.0,
+        "Mean share of the painting tokens shown that are random ones; each window draws its own, from none to "
+        "twice as many. What is left to go by is the mask.",
+        low=0.0,
+        high=0.5,
+    )
+    aligned_start: bool = setting(
+        False, "Begin with an attention that looks from each painting token to the mask token at its place."
     )
     weight_decay: float = setting(0.01, "Weight decay of the matrices.", low=0.0)
     views: int = setting(8, "Shifts, each also mirrored, in which every painting is cut to tokens.", low=1)
@@ -190,7 +197,14 @@ _SEED_CODES: dict[str, Any] = {
 
 PAINTING_CODES = {
     "small": PaintingCodesSettings(
-        steps=1000, batch=8, lr=1e-3, crop=64, start_codebook=350, revive_every=25, save_every=250
+        steps=1000,
+        batch=8,
+        lr=1e-3,
+        crop=64,
+        codebook_size=128,
+        start_codebook=350,
+        revive_every=25,
+        save_every=250,
     ),
     "seed": PaintingCodesSettings(
         steps=1_000_000,
@@ -216,16 +230,18 @@ MASK_CODES = {
 }
 TRANSFORMER = {
     "small": TransformerSettings(
-        steps=400,
-        layers=4,
-        heads=4,
+        steps=450,
         batch=8,
         lr=1e-3,
-        warmup=40,
+        warmup=30,
         crop=64,
-        save_every=100,
-        patience=3,
-        dropout=0.05,
+        save_every=75,
+        patience=4,
+        layers=4,
+        heads=4,
+        width=256,
+        token_dropout=0.5,
+        aligned_start=True,
         views=1,
     ),
     "seed": TransformerSettings(

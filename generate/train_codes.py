@@ -179,7 +179,7 @@ class MaskStage(CodesStage):
     def input(self, batch: Sequence[Tensor]) -> Tensor:
         channels = self.channel[batch[0].long()]  # (B, c, c)
         one_hot = torch.nn.functional.one_hot(channels, self.net.config.in_channels)
-        return one_hot.permute(0, 3, 1, 2).float()  # (B, K, c, c)
+        return one_hot.permute(0, 3, 1, 2).float().contiguous()  # (B, K, c, c)
 
     def losses(self, batch: Sequence[Tensor]) -> Figures:
         logits, codebook = self.reconstruct(self.input(batch))

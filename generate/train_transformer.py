@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from annotate.progress import note, progress
 from annotate.workspace import Workspace
 from generate.checkpoint import load_vqgan, save_model
 from generate.data import Picture, held_out_keys, load_masks, load_pictures, to_image
-from generate.gpt import GPT
+from generate.gpt import GPT, Block
 from generate.losses import next_token_loss
 from generate.presets import TransformerSettings
 from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
@@ -88,7 +88,8 @@ class TransformerStage(Stage):
         mask, painting = batch  # (B, n) each
         shown = painting
         if self.transformer.token_dropout:
-            other = torch.rand(painting.shape, device=painting.device) < self.transformer.token_dropout
+            share = 2 * self.transformer.token_dropout * torch.rand(len(painting), 1, device=painting.device)
+            other = torch.rand(painting.shape, device=painting.device) < share
             shown = torch.where(other, torch.randint_like(painting, self.codes), painting)
         logits = self.gpt(torch.cat([mask, shown[:, :-1]], dim=1))  # (B, 2 n - 1, V)
         return {"loss": next_token_loss(logits, painting)}
@@ -195,6 +196,8 @@ def train_transformer(
     tokens = cut_to_tokens(pairs, painting_codes, mask_codes, config, device)
     torch.manual_seed(config.seed)
     gpt = GPT(config.gpt(max(painting_codes.config.codebook_size, mask_codes.config.codebook_size)))
+    if config.aligned_start:
+        start_aligned(gpt)
     held_out = [one for one in tokens if one.key in kept]
     windows = Windows([one for one in tokens if one.key not in kept], config.window, config.seed)
     stage = TransformerStage(gpt, config, mark, held_out, painting_codes.config.codebook_size)
@@ -217,6 +220,32 @@ def train_transformer(
     workspace.save_report("generate-train-transformer", {**figures, "history": stage.history})
     finish(folder)
     return result
+
+
+def start_aligned(gpt: GPT, size: float = 0.05, reach: float = 0.7, sharpness: float = 3.0) -> None:
+    """Begin with half of the first block's heads looking at the mask token of the place that comes next.
+
+    Learned positions start without any notion of place, and finding out which mask token belongs to a painting
+    token takes a small transformer longer than the whole of a CPU's training. So the position that predicts
+    painting token n gets the embedding of mask token n's (random Fourier features of row and column), and keys
+    start equal to queries, which makes equal positions attend to each other. Everything stays trainable.
+
+    Args:
+        size: scale of the features; token embeddings start at 0.02.
+        reach: scale of the features' frequencies, in radians a token: the smaller, the wider the look.
+        sharpness: factor on the queries and keys of those heads.
+    """
+    c, side = gpt.config, gpt.config.window
+    place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).view(-1, 2)
+    angles = place.float() @ (torch.randn(2, c.width // 2) * reach)
+    features = torch.cat([angles.sin(), angles.cos()], 1) * size  # (side side, width)
+    half = c.heads // 2 * (c.width // c.heads)
+    with torch.no_grad():
+        gpt.pos_emb[0, : len(place)] = features
+        gpt.pos_emb[0, len(place) :] = features.roll(-1, 0) + 0.5 * size * torch.randn(c.width)
+        attention = cast(Block, gpt.blocks[0]).attn
+        attention.query.weight[:half] *= sharpness
+        attention.key.weight[:half] = attention.query.weight[:half]
 
 
 @torch.inference_mode()
@@ -264,7 +293,7 @@ def _shifted(pixels: NDArray[np.uint8], top: int, left: int, factor: int, mirror
     height = (pixels.shape[0] - top) // factor * factor
     width = (pixels.shape[1] - left) // factor * factor
     part = pixels[top : top + height, left : left + width]
-    return torch.from_numpy(np.ascontiguousarray(part[:, ::-1] if mirrored else part))
+    return torch.from_numpy((part[:, ::-1] if mirrored else part).copy())
 
 
 def _check_codes(workspace: Workspace, painting: VQGAN, mask: VQGAN) -> None:
