@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -175,7 +176,7 @@ def fit(
             callbacks=[_Bar(advance), _State(state)],
             enable_progress_bar=False,
             enable_model_summary=False,
-            enable_checkpointing=False,
+            enable_checkpointing=True,  # by `_State`, which replaces the one that Lightning would add
             num_sanity_val_steps=0,
         )
         try:
@@ -231,7 +232,8 @@ class Training(L.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.loss = float(np.mean(self.losses))
+        if self.losses:  # none where a run goes on from a state that was written right here
+            self.loss = float(np.mean(self.losses))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted cross-entropy; 0 where a batch has no labelled pixel."""
@@ -313,8 +315,8 @@ class _Bar(L.Callback):
         self.advance(1, note=text if pl_module.miou is None else f"{text}  mIoU {100 * pl_module.miou:.1f}")
 
 
-class _State(L.Callback):
-    """Writes the state after every stretch, whole or not at all."""
+class _State(Checkpoint):
+    """Writes the state after every stretch, whole or not at all; Lightning calls a Checkpoint after the rest."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
