@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -240,14 +240,15 @@ class Stretches(Sampler[int]):
     """Crop numbers of one stretch of training after another; Lightning calls a stretch an epoch.
 
     Every batch is full, so no BatchNorm ever meets a last batch of one.
+
+    Args:
+        config: steps, batch, and how long a stretch is.
+        done: how many steps are done. Lightning's own count of epochs will not do: it takes the epoch in which a
+            state was saved for unfinished or for finished, as the state was saved early or late in its end.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config, self.epoch = config, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning says here which stretch comes next."""
-        self.epoch = epoch
+    def __init__(self, config: TrainConfig, done: Callable[[], int]) -> None:
+        self.config, self.done = config, done
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._numbers())
@@ -256,6 +257,6 @@ class Stretches(Sampler[int]):
         return len(self._numbers())
 
     def _numbers(self) -> range:
-        first = self.epoch * self.config.save_every
+        first = self.done()
         last = min(first + self.config.save_every, self.config.steps)
         return range(first * self.config.batch, last * self.config.batch)

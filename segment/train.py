@@ -9,6 +9,7 @@ import os
 import pickle
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -160,7 +161,7 @@ def fit(
     crops = DataLoader(
         Crops(learn, config),
         batch_size=config.batch,
-        sampler=Stretches(config),
+        sampler=Stretches(config, lambda: module.global_step),
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
     )
@@ -206,13 +207,12 @@ class Training(L.LightningModule):
         counts = class_counts(learn, len(classes))
         self.register_buffer("weights", class_weights(counts, config.balance), persistent=False)
         self.weights: Tensor
-        self.losses: list[float] = []  # of this stretch
-        self.loss = 0.0  # mean over the last whole stretch
+        self.losses: deque[float] = deque(maxlen=config.save_every)
+        self.loss = 0.0  # mean over the last stretch
         self.miou: float | None = None
         self._matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
 
-    def on_train_epoch_start(self) -> None:
-        self.losses = []
+    def on_train_start(self) -> None:
         self.net.to(memory_format=torch.channels_last)
         if self.config.batch == 1:  # the pooled branch has one value a channel then: no statistics of it
             for module in self.net.modules():
@@ -232,8 +232,7 @@ class Training(L.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        if self.losses:  # none where a run goes on from a state that was written right here
-            self.loss = float(np.mean(self.losses))
+        self.loss = float(np.mean(self.losses))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted cross-entropy; 0 where a batch has no labelled pixel."""
@@ -278,10 +277,11 @@ class Training(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"mark": self.mark, "loss": self.loss, "miou": self.miou}
+        checkpoint |= {"mark": self.mark, "losses": list(self.losses), "miou": self.miou}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.loss, self.miou = checkpoint["loss"], checkpoint["miou"]
+        self.losses.extend(checkpoint["losses"])
+        self.miou = checkpoint["miou"]
 
 
 class _Whole(Dataset[tuple[Tensor, Tensor]]):
@@ -311,7 +311,7 @@ class _Bar(L.Callback):
         self.advance(trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        text = f"loss {np.mean(pl_module.losses[-20:]):.3f}"
+        text = f"loss {np.mean(list(pl_module.losses)[-20:]):.3f}"
         self.advance(1, note=text if pl_module.miou is None else f"{text}  mIoU {100 * pl_module.miou:.1f}")
 
 
