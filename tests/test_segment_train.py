@@ -155,5 +155,5 @@ def test_it_learns(tmp_path: Path) -> None:
     pseudo_label(workspace, LabelConfig(), "cpu")
     count, matrix = against_truth(workspace, tmp_path / "truth")
     assert count == 2
-    assert score(matrix, [""] * 6).miou > 0.4  # three classes; an untrained network has about 0.1
+    assert score(matrix, [""] * 6).miou > 0.3  # of three classes; an untrained network has about 0.1
     assert np.isfinite(matrix).all()
