@@ -10,7 +10,7 @@ MEMORY = 0.99  # of the running counts: what a row was used for some hundred ste
 
 
 def k_means(vectors: Tensor, count: int, rounds: int = 10) -> Tensor:
-    """Centres of the vectors (Lloyd's algorithm); a centre without vectors starts again at one of them.
+    """Centres of the vectors (k-means++, then Lloyd's algorithm); a centre without vectors starts again at one of them.
 
     Args:
         vectors: (N, E); fewer than `count` are repeated.
@@ -19,8 +19,12 @@ def k_means(vectors: Tensor, count: int, rounds: int = 10) -> Tensor:
     Returns:
         (count, E)
     """
-    picked = torch.randperm(max(len(vectors), count), device=vectors.device)[:count] % len(vectors)
-    centres = vectors[picked].clone()
+    centres = vectors[torch.randint(len(vectors), (1,), device=vectors.device)]
+    away = torch.full((len(vectors),), torch.inf, device=vectors.device)  # squared, from the nearest centre
+    for _ in range(count - 1):
+        away = torch.minimum(away, (vectors - centres[-1]).square().sum(1))
+        chosen = torch.multinomial(away + 1e-12, 1)  # far ones rather than near ones (k-means++)
+        centres = torch.cat([centres, vectors[chosen]])
     for _ in range(rounds):
         nearest = torch.cdist(vectors, centres).argmin(1)  # (N,)
         held = torch.bincount(nearest, minlength=count)[:, None]  # (count, 1)

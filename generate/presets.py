@@ -103,6 +103,11 @@ class PaintingCodesSettings(CodesSettings):
     adversarial_start: int = setting(0, "Step from which the adversarial loss counts.", low=0)
     discriminator_channels: int = setting(64, "Width of the discriminator's first layer.", low=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adversarial and self.crop < 32:
+            raise ValueError(f"--crop {self.crop} is too small for --adversarial, which needs 32")
+
     def vqgan(self) -> VQGANConfig:
         return self._vqgan(3)
 

@@ -85,7 +85,7 @@ class Stage(L.LightningModule):
         optimizer = self._main()
         self.manual_backward(figures["loss"] / self.config.accumulate)
         for name, figure in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(figure.detach()) / self.config.accumulate
+            self.figure(name, figure / self.config.accumulate)
         self._micro = (self._micro + 1) % self.config.accumulate
         if self._micro:
             return
@@ -111,6 +111,10 @@ class Stage(L.LightningModule):
         if config.decay == "cosine":
             rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps)))
         return rate
+
+    def figure(self, name: str, value: Tensor) -> None:
+        """Add to a figure of this step, which the progress bar and the report show."""
+        self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
 
     def latest(self, name: str) -> float:
         """A figure, averaged over the last tenth of the curve."""

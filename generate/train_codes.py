@@ -102,6 +102,7 @@ class PaintingStage(CodesStage):
         self.painting, self.grid = config, grid
         found = find_perceptual(config.perceptual) if config.perceptual_weight else None
         self.perceptual = (found,)  # in a tuple, so that its weights stay out of the saved state
+        self._seen: tuple[Tensor, Tensor] | None = None
         self.discriminator: nn.Module | None = None
         if config.adversarial:
             self.discriminator = PatchDiscriminator(config.discriminator_channels)
@@ -124,21 +125,24 @@ class PaintingStage(CodesStage):
             fooled = -cast(Tensor, self.discriminator(y)).float().mean()
             weight = adaptive_weight(loss, fooled, self.net.decoder.conv_out.weight)
             loss = loss + self.painting.adversarial * weight * fooled
-            figures["discriminator"] = self._train_discriminator(x, y.detach())
+            self._seen = (x, y.detach())
         return {"loss": loss + codebook, **figures, "codebook": codebook}
 
-    def _train_discriminator(self, x: Tensor, y: Tensor) -> Tensor:
-        """One step of the discriminator: here, so that it sees the same batch; its loss."""
-        net = cast(nn.Module, self.discriminator)
+    def after_step(self) -> None:
+        """The discriminator's step, on the batch that the VQGAN has just learnt from."""
+        super().after_step()
+        if self._seen is None:
+            return
+        net, (x, y) = cast(nn.Module, self.discriminator), self._seen
         optimizer = cast(Any, self.optimizers())[1]
         loss = hinge_loss(net(x).float(), net(y).float())
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)  # the VQGAN's step has left gradients here
         self.manual_backward(loss)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(self.done)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        self.figure("discriminator", loss)
+        self._seen = None
 
     def configure_optimizers(self) -> Any:
         if self.discriminator is None:

@@ -1,0 +1,270 @@
+"""The three trainings: they learn, they can be killed, and what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import load_file
+from toy_paintings import toy_workspace
+
+from annotate.errors import UserError
+from annotate.workspace import Workspace
+from generate.checkpoint import load_vqgan
+from generate.commands import generate
+from generate.config import SEED_MASK_CODES, SEED_PAINTING_CODES, SEED_TRANSFORMER
+from generate.gpt import GPT
+from generate.losses import detail_loss
+from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER, MaskCodesSettings, PaintingCodesSettings
+from generate.presets import TransformerSettings as Transformer
+from generate.train import STATE, Stage, fit_stage
+from generate.train_codes import expand, train_mask_codes, train_painting_codes
+from generate.train_transformer import Tokens, TransformerStage, Windows, train_transformer
+from generate.vqgan import VQGAN
+
+SIZES: dict[str, Any] = {
+    "channel_multipliers": "1,1",
+    "z_channels": 8,
+    "embed_dim": 8,
+    "codebook_size": 16,
+    "smallest_side": 0,
+    "crop": 16,
+    "batch": 2,
+    "precision": "float32",
+    "save_every": 4,
+}
+PAINTING = PaintingCodesSettings(steps=10, start_codebook=3, revive_every=2, perceptual="none", **SIZES)
+MASK = MaskCodesSettings(steps=10, start_codebook=3, revive_every=2, loss="pixel", **SIZES)
+TOKENS = Transformer(
+    steps=10, layers=2, heads=2, width=32, window=4, views=2, dropout=0.1, token_dropout=0.1,
+    smallest_side=0, crop=16, batch=2, precision="float32", save_every=4, warmup=2,
+)  # fmt: skip
+TRAININGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
+    "painting": (train_painting_codes, PAINTING, "painting-codes"),
+    "adversarial": (
+        train_painting_codes,
+        replace(
+            PAINTING, adversarial=0.5, adversarial_start=5, discriminator_channels=4, accumulate=2, crop=32
+        ),
+        "painting-codes",
+    ),
+    "mask": (train_mask_codes, MASK, "mask-codes"),
+    "transformer": (train_transformer, TOKENS, "transformer"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with both codes."""
+    workspace = toy_workspace(tmp_path_factory.mktemp("toy") / "workspace")
+    train_painting_codes(workspace, PAINTING, "cpu")
+    train_mask_codes(workspace, MASK, "cpu")
+    return workspace
+
+
+def copy(workspace: Workspace, root: Path) -> Workspace:
+    import shutil
+
+    return Workspace(Path(shutil.copytree(workspace.root, root)))
+
+
+@pytest.mark.parametrize("name", ["small", "seed"])
+def test_presets_have_the_sizes_of_the_seed_document(name: str) -> None:
+    painting, mask = PAINTING_CODES[name].vqgan(), MASK_CODES[name].vqgan()
+    gpt = TRANSFORMER[name].gpt(max(painting.codebook_size, mask.codebook_size))
+    assert painting.downsampling == mask.downsampling
+    assert TRANSFORMER[name].window == gpt.window
+    if name == "seed":
+        assert (painting, mask, gpt) == (SEED_PAINTING_CODES, SEED_MASK_CODES, SEED_TRANSFORMER)
+        with torch.device("meta"):
+            count = sum(one.numel() for one in GPT(gpt).parameters())
+            channels = VQGAN(mask).encoder.conv_in.weight.shape
+        layer = 12 * 1024**2 + 13 * 1024
+        assert count == 24 * layer + 2 * 1024 * 1024 + 512 * 1024 + 2 * 1024
+        assert channels == (128, 182, 3, 3)
+        assert (PAINTING_CODES[name].smallest_side, PAINTING_CODES[name].crop) == (460, 256)
+
+
+def test_painting_codes_overfit(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path, count=2, size=(16, 16))
+    config = replace(PAINTING, steps=120, start_codebook=40, lr=3e-3, save_every=120)
+    result = train_painting_codes(workspace, config, "cpu")
+    history = (workspace.report("generate-train-painting") or {})["history"]
+    assert result.loss < 0.35 * history[0]["l1"]
+    assert result.used > 1
+    with Image.open(workspace.reports / "generate-train-painting.png") as grid:
+        assert grid.size == (32, 32)
+        pixels = np.asarray(grid, dtype=float)
+    assert np.abs(pixels[:16] - pixels[16:]).mean() < 20
+
+
+def test_mask_codes_overfit_and_say_no_class_that_never_occurred(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path, count=2, size=(16, 24))
+    result = train_mask_codes(workspace, replace(MASK, steps=100, start_codebook=30, lr=3e-3), "cpu")
+    assert result.loss < 0.1
+    codes, checkpoint = load_vqgan(workspace.model("mask-codes"), "")
+    assert codes.config.in_channels == codes.config.out_channels == 182
+    assert checkpoint.config["shifted_ids"] == [0, 149, 178]
+    said = codes.decode_indices(torch.arange(16).view(1, 4, 4)).argmax(1)
+    assert set(np.unique(said)) <= {0, 149, 178}
+
+
+def test_expanded_mask_codes_give_the_compact_ones_numbers() -> None:
+    torch.manual_seed(0)
+    compact = VQGAN(replace(MASK, n_labels=3).vqgan()).eval()
+    full = expand(compact, [0, 149, 178], 182)
+    channels = torch.randint(3, (1, 12, 20))
+    one_hot = torch.nn.functional.one_hot(channels, 3).permute(0, 3, 1, 2).float()
+    ids = torch.tensor([0, 149, 178])[channels]
+    assert torch.allclose(full.prequantised_mask(ids), compact.prequantised(one_hot), atol=1e-5)
+    tokens = torch.randint(16, (1, 3, 5))
+    assert torch.allclose(
+        full.decode_indices(tokens)[:, [0, 149, 178]], compact.decode_indices(tokens), atol=1e-5
+    )
+
+
+def test_transformer_overfits_a_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    paintings = [Tokens(str(n), (torch.randint(16, (2, 4, 4)),)) for n in range(3)]
+    config = replace(TOKENS, steps=120, lr=1e-2, batch=3, dropout=0.0, token_dropout=0.0, save_every=120)
+    stage = TransformerStage(GPT(config.gpt(16)), config, "mark", paintings, 16)
+    fit_stage(stage, Windows(paintings, 4, 0), tmp_path, "cpu", "Overfitting")
+    assert stage.latest("loss") < 0.1
+    assert stage.best < 0.1
+
+
+def test_training_stops_when_held_out_paintings_no_longer_gain(
+    trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = copy(trained, tmp_path / "w")
+    config = replace(TOKENS, steps=200, lr=0.3, clip=0.0, warmup=0, save_every=5, patience=2)
+    result = train_transformer(workspace, config, "cpu")
+    assert "no better on held-out paintings since step" in capsys.readouterr().err
+    history = (workspace.report("generate-train-transformer") or {})["history"]
+    checks = {one["step"]: one["held_out"] for one in history if "held_out" in one}
+    assert max(checks) < 200
+    assert result.steps == min(checks, key=lambda step: checks[step])
+    assert result.held_out_bits_per_token == pytest.approx(min(checks.values()) / math.log(2))
+
+
+@pytest.mark.parametrize("name", list(TRAININGS))
+def test_killed_and_resumed_is_the_same_as_never_killed(
+    name: str, trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, config, model = TRAININGS[name]
+    whole, cut = (copy(trained, tmp_path / part) for part in ("whole", "cut"))
+    train(whole, config, "cpu", again=True)
+    after = Stage._remember
+
+    def dies(self: Stage) -> None:
+        after(self)
+        if self.done == 7:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "_remember", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(cut, config, "cpu", again=True)
+    assert (cut.model(model) / STATE).exists()
+    assert train(cut, config, "cpu").trained
+    a, b = (load_file(one.model(model) / "model.safetensors") for one in (whole, cut))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    report = "painting" if name == "adversarial" else name
+    histories = [(one.report(f"generate-train-{report}") or {})["history"] for one in (whole, cut)]
+    assert histories[0] == histories[1]
+    assert not (cut.model(model) / STATE).exists()
+
+
+def test_what_is_done_is_not_done_again(trained: Workspace, tmp_path: Path) -> None:
+    workspace = copy(trained, tmp_path / "w")
+    before = (workspace.model("mask-codes") / "model.safetensors").stat().st_mtime_ns
+    assert not train_mask_codes(workspace, MASK, "cpu").trained
+    assert (workspace.model("mask-codes") / "model.safetensors").stat().st_mtime_ns == before
+    assert train_mask_codes(workspace, replace(MASK, steps=4), "cpu").trained
+    assert train_mask_codes(workspace, replace(MASK, steps=4), "cpu", again=True).trained
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = toy_workspace(tmp_path)
+    calls = []
+
+    def breaks(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return detail_loss(a, b) * (math.nan if len(calls) > 6 else 1.0)
+
+    monkeypatch.setattr("generate.train_codes.detail_loss", breaks)
+    with pytest.raises(UserError, match=r"the loss is nan at step 7 of 10; lower --lr .* is kept"):
+        train_painting_codes(workspace, PAINTING, "cpu")
+    state = torch.load(workspace.model("painting-codes") / STATE, weights_only=True)
+    assert state["own"]["done"] == 4
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_an_unfinished_training_of_other_settings_is_not_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = toy_workspace(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "_remember", lambda self: 1 / (6 - self.done))
+        with pytest.raises(ZeroDivisionError):
+            train_mask_codes(workspace, MASK, "cpu")
+    with pytest.raises(UserError, match=r"had --codebook-size 16, now 20; give the same .* or --again"):
+        train_mask_codes(workspace, replace(MASK, codebook_size=20), "cpu")
+    assert train_mask_codes(workspace, replace(MASK, codebook_size=20), "cpu", again=True).trained
+
+
+def run(workspace: Workspace, *words: str) -> Result:
+    return CliRunner().invoke(generate, ["train", *words, "-w", str(workspace.root), "--device", "cpu"])
+
+
+def test_commands_from_masks_to_transformer(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    sizes = ["--crop", "16", "--smallest-side", "0", "--batch", "2", "--steps", "3"]
+    short = ["--channel-multipliers", "1,1", "--codebook-size", "8", *sizes, "--start-codebook", "0"]
+    painting = run(workspace, "painting", "--json", *short)
+    assert painting.exit_code == 0, painting.output
+    assert json.loads(painting.stdout)["steps"] == 3
+    assert "then: tool generate train transformer" in run(workspace, "mask", *short).stdout
+    tiny = ["--layers", "1", "--heads", "2", "--width", "16", "--window", "4", *sizes]
+    result = run(workspace, "transformer", *tiny)
+    assert "3 paintings" in result.stdout, result.output
+    assert "up to date" in run(workspace, "transformer", *tiny).stdout
+
+
+def test_bad_input_is_one_line(trained: Workspace, tmp_path: Path) -> None:
+    workspace = copy(trained, tmp_path / "w")
+    for words, code, text in (
+        (("painting", "--batch", "9", "--crop", "16"), 1, "4 pictures are fewer than the batch of 9"),
+        (("painting", "--crop", "18"), 2, "--crop 18 is not a multiple of"),
+        (("painting", "--channel-multipliers", "1,x"), 2, "give whole numbers such as 1,2,4"),
+        (("mask", "--n-labels", "100", "--batch", "2"), 1, "shifted id 178 has no channel"),
+        (("transformer", "--window", "32", "--smallest-side", "0"), 1, "smaller than the crop of 64"),
+        (("transformer", "--window", "4", "--batch", "4"), 1, "3 paintings to learn from are fewer"),
+        (("transformer", "--width", "30", "--heads", "4"), 2, "is not a multiple of --heads 4"),
+    ):
+        result = run(workspace, *words)
+        assert result.exit_code == code, result.output
+        assert text in result.output
+        assert "Traceback" not in result.output
+
+
+def test_no_codes_yet_names_the_command(tmp_path: Path) -> None:
+    result = run(toy_workspace(tmp_path), "transformer")
+    assert result.exit_code == 1
+    assert "run `tool generate train painting`" in result.output

@@ -1,0 +1,211 @@
+"""Crops of paintings and masks, the losses, and the codebook's start and revival."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from toy_paintings import COLOURS, toy_workspace
+
+from annotate.errors import UserError
+from annotate.masks import Encoding, read_mask, write_mask
+from generate.codebook import CodebookUse, k_means
+from generate.data import Crops, Stretches, held_out_keys, load_masks, load_pictures, scale, scaled_size
+from generate.discriminator import PatchDiscriminator, hinge_loss
+from generate.losses import adaptive_weight, class_wise_loss, detail_loss, next_token_loss
+from generate.perceptual import PerceptualLoss, find_perceptual
+
+
+@pytest.mark.parametrize(("size", "side", "wanted"), [((200, 300), 460, (460, 690)), ((7, 5), 0, (7, 5))])
+def test_smallest_side(size: tuple[int, int], side: int, wanted: tuple[int, int]) -> None:
+    assert scaled_size(size, side) == wanted
+
+
+def test_masks_are_scaled_by_nearest_and_stay_on_their_painting() -> None:
+    ids = np.zeros((6, 10), np.uint8)
+    ids[:, 5:] = 178
+    larger = scale(ids, (12, 20), smooth=False)
+    assert set(np.unique(larger)) == {0, 178}
+    assert (larger[:, :10] == 0).all()
+    assert (larger[:, 10:] == 178).all()
+
+
+def test_crops_of_painting_and_mask_lie_on_one_another(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    rows = list(zip(load_pictures(workspace, 0, 16), load_masks(workspace, 0, 16, 182), strict=True))
+    crops = Crops(rows, crop=16, flip=True, seed=3)
+    seen = set()
+    for n in range(40):
+        painting, mask = crops[n]
+        assert painting.shape == (3, 16, 16)
+        assert mask.shape == (16, 16)
+        seen |= set(np.unique(mask).tolist())
+        for raw, colour in COLOURS.items():
+            here = painting[:, mask == (raw + 1) % 256]  # (3, n)
+            assert {tuple(c) for c in here.T.tolist()} <= {colour, tuple(v // 2 for v in colour)}
+    assert seen == {0, 149, 178}
+
+
+def test_items_depend_on_their_number_alone_and_every_painting_comes_up(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    rows = [(one,) for one in load_pictures(workspace, 0, 36)]
+    forward = Crops(rows, 36, flip=False, seed=0)
+    backward = Crops(rows, 36, flip=False, seed=0)
+    first = [forward[n][0] for n in range(8)]
+    last = [backward[n][0] for n in reversed(range(8))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, last, strict=True))
+    borders = [int((crop[2] > 150).any(0).sum()) for crop in first[:4]]
+    assert len(set(borders)) > 1
+
+
+def test_stretches_cover_every_item_once_and_share_it_among_ranks() -> None:
+    numbers = []
+    for epoch in range(3):
+        for rank in range(2):
+            sampler = Stretches(total=22, stretch=8, rank=rank, ranks=2)
+            sampler.set_epoch(epoch)
+            assert len(sampler) == len(list(sampler))
+            numbers += list(sampler)
+    assert sorted(numbers) == list(range(22))
+
+
+def test_held_out_keys(tmp_path: Path) -> None:
+    assert held_out_keys(toy_workspace(tmp_path)) == {"toy 3"}
+
+
+def test_bad_pictures_are_one_line(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    with pytest.raises(UserError, match=r"36 x 44 is smaller than the crop of 64; use --smallest-side 64"):
+        load_pictures(workspace, 0, 64)
+    with pytest.raises(
+        UserError, match=r"shifted id 178 has no channel with n_labels 150; use --n-labels 179"
+    ):
+        load_masks(workspace, 0, 16, 150)
+    ids = read_mask(workspace.mask("shifted", "toy 1"), Encoding.SHIFTED)
+    write_mask(workspace.mask("shifted", "toy 1"), np.ascontiguousarray(ids[:, :-1]), Encoding.SHIFTED)
+    with pytest.raises(UserError, match=r"toy 1.png: the mask is 36 x 43, its painting 36 x 44"):
+        load_masks(workspace, 0, 16, 182)
+    write_mask(workspace.mask("shifted", "toy 1"), ids, Encoding.SHIFTED)
+    write_mask(workspace.mask("shifted", "stray"), ids, Encoding.SHIFTED)
+    with pytest.raises(UserError, match=r"stray.png: no painting has this key"):
+        load_masks(workspace, 0, 16, 182)
+
+
+def test_no_masks_yet_names_the_command(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    for key in workspace.keys_with_mask("shifted"):
+        workspace.mask("shifted", key).unlink()
+    with pytest.raises(UserError, match="run `tool segment convert`"):
+        load_masks(workspace, 0, 16, 182)
+
+
+def test_detail_loss_sees_edges_where_l1_sees_none() -> None:
+    painting = torch.zeros(1, 3, 12, 20)
+    flat, stripes = painting + 0.5, painting.clone()
+    stripes[..., ::2] = 0.5
+    stripes[..., 1::2] = -0.5
+    assert detail_loss(painting, painting) == 0
+    assert detail_loss(flat, painting) < 1e-6  # the mean is plain L1's part
+    assert detail_loss(stripes, painting) == pytest.approx(0.5)
+
+
+def test_class_wise_loss_is_the_mean_over_pixels_and_classes() -> None:
+    logits = torch.tensor([2.0, -1.0, 0.5]).view(1, 3, 1, 1)
+    each = [math.log1p(math.exp(-2.0)), math.log1p(math.exp(-1.0)), math.log1p(math.exp(0.5))]
+    assert float(class_wise_loss(logits, torch.zeros(1, 1, 1, dtype=torch.int64))) == pytest.approx(
+        sum(each) / 3, abs=1e-6
+    )
+
+
+def test_position_before_a_painting_token_predicts_it() -> None:
+    painting = torch.tensor([[3, 1, 2, 0]])
+    logits = torch.zeros(1, 7, 5)  # 4 mask tokens, then the first 3 painting tokens
+    for place, token in enumerate([3, 1, 2, 0]):
+        logits[0, 3 + place, token] = 50.0
+    assert float(next_token_loss(logits, painting)) < 1e-6
+    assert float(next_token_loss(logits.roll(1, 1), painting)) > 10
+
+
+def test_adaptive_weight_makes_both_pull_alike() -> None:
+    weight = torch.tensor([1.0, -2.0], requires_grad=True)
+    strong, weak = (weight**2).sum() * 10, weight.sum() * 0.1
+    factor = adaptive_weight(strong, weak, weight)
+    (a,) = torch.autograd.grad(strong, weight)
+    (b,) = torch.autograd.grad(factor * weak, weight)
+    assert float(b.norm()) == pytest.approx(float(a.norm()), rel=0.02)
+
+
+def test_discriminator_learns_to_tell_two_textures_apart() -> None:
+    torch.manual_seed(0)
+    net = PatchDiscriminator(channels=8)
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    for _ in range(30):
+        painted, smooth = torch.randn(4, 3, 40, 56), torch.randn(4, 3, 5, 7)
+        loss = hinge_loss(net(painted), net(F.interpolate(smooth, (40, 56))))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert loss.item() < 0.5
+    assert (
+        net(torch.randn(1, 3, 40, 56)).mean() > net(F.interpolate(torch.randn(1, 3, 5, 7), (40, 56))).mean()
+    )
+
+
+def test_k_means_finds_the_centres() -> None:
+    torch.manual_seed(1)
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    vectors = centres.repeat_interleave(50, 0) + 0.1 * torch.randn(150, 2)
+    found = k_means(vectors, 3)
+    assert float(torch.cdist(centres, found).min(1).values.max()) < 0.1
+    assert k_means(vectors[:2], 4).shape == (4, 2)
+
+
+def test_dead_rows_are_revived_and_only_those() -> None:
+    use = CodebookUse(4)
+    for _ in range(50):
+        use.count(torch.tensor([0, 1, 1, 2, 2, 2]))
+    assert use.used() == 3
+    assert 1 < use.perplexity() < 3
+    rows = torch.zeros(4, 2)
+    assert use.revive(rows, torch.full((6, 2), 7.0)) == 1
+    assert rows.tolist() == [[0, 0], [0, 0], [0, 0], [7, 7]]
+    assert use.revive(rows, torch.zeros(6, 2)) == 0
+
+
+def test_perplexity_of_even_use_is_the_number_of_rows() -> None:
+    use = CodebookUse(5)
+    use.count(torch.arange(5).view(1, 5))
+    assert use.perplexity() == pytest.approx(5)
+
+
+def test_perceptual_weights_are_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert find_perceptual("none") is None
+    assert find_perceptual("auto") is None
+    assert "trained without the perceptual loss" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no such file"):
+        find_perceptual(str(tmp_path / "vgg.pth"))
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "vgg.pth")
+    with pytest.raises(UserError, match=r"not the state dict of torchvision's vgg16"):
+        find_perceptual(str(tmp_path / "vgg.pth"))
+
+
+def test_perceptual_loss_from_a_file(tmp_path: Path) -> None:
+    from torchvision.models.vgg import cfgs, make_layers
+
+    torch.manual_seed(0)
+    state = {f"features.{name}": value for name, value in make_layers(cfgs["D"]).state_dict().items()}
+    torch.save(state | {"classifier.0.bias": torch.zeros(3)}, tmp_path / "vgg.pth")
+    loss = find_perceptual(str(tmp_path / "vgg.pth"))
+    assert isinstance(loss, PerceptualLoss)
+    image = torch.rand(1, 3, 32, 48) * 2 - 1
+    assert float(loss(image, image)) == 0
+    near, far = image + 0.05 * torch.randn_like(image), torch.rand(1, 3, 32, 48) * 2 - 1
+    assert 0 < float(loss(near, image)) < float(loss(far, image))
+    assert not any(one.requires_grad for one in loss.parameters())
