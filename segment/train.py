@@ -267,7 +267,7 @@ class Training(L.LightningModule):
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         warmup = max(1, round(config.steps * config.warmup))
 
         def factor(step: int) -> float:
@@ -281,6 +281,7 @@ class Training(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.losses.extend(checkpoint["losses"])
+        self.loss = float(np.mean(self.losses))
         self.miou = checkpoint["miou"]
 
 
