@@ -79,7 +79,7 @@ class CodesStage(Stage):
             self.use.revive(self.net.quantize.embedding.weight.data, self._vectors)
 
     def main_optimizer(self) -> Optimizer:
-        return Adam(self.net.parameters(), self.config.lr, betas=self.codes.betas)
+        return Adam(self.net.parameters(), self.config.lr, betas=self.codes.betas, fused=True)
 
     @torch.no_grad()
     def _start_codebook(self) -> None:

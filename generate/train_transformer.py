@@ -104,7 +104,7 @@ class TransformerStage(Stage):
             },
             {"params": [named[n] for n in named if n not in decayed], "weight_decay": 0.0},
         ]
-        return AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))
+        return AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95), fused=True)
 
     @torch.no_grad()
     def stretch_end(self) -> None:
