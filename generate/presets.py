@@ -117,6 +117,13 @@ class MaskCodesSettings(CodesSettings):
     """How the mask codes are trained."""
 
     n_labels: int = setting(182, "Channels of the masks.", low=2, high=256)
+    open_part: float = setting(
+        0.0,
+        "Share of the crops of which a part is set to unlabelled (a quarter of these: all), so that there are "
+        "tokens for it.",
+        low=0.0,
+        high=1.0,
+    )
     loss: str = setting(
         "class-wise",
         "class-wise: each class against the rest, as the paper; pixel: the classes against each other.",
@@ -143,6 +150,16 @@ class TransformerSettings(Schedule):
         low=0.0,
         high=0.5,
     )
+    open_all: float = setting(
+        0.0,
+        "Share of the windows whose mask is all unlabelled: what nothing is said about is painted freely, and "
+        "--guidance works.",
+        low=0.0,
+        high=1.0,
+    )
+    open_part: float = setting(
+        0.0, "Share of the windows of whose mask a part is unlabelled.", low=0.0, high=1.0
+    )
     aligned_start: bool = setting(
         False, "Begin with an attention that looks from each painting token to the mask token at its place."
     )
@@ -153,6 +170,8 @@ class TransformerSettings(Schedule):
     )
 
     def __post_init__(self) -> None:
+        if self.open_all + self.open_part > 1:
+            raise ValueError(f"--open-all {self.open_all} and --open-part {self.open_part} are more than 1")
         if self.width % self.heads:
             raise ValueError(f"--width {self.width} is not a multiple of --heads {self.heads}")
 
@@ -227,11 +246,12 @@ MASK_CODES = {
         crop=64,
         codebook_size=128,
         loss="pixel",
+        open_part=0.2,
         start_codebook=100,
         revive_every=25,
         save_every=150,
     ),
-    "seed": MaskCodesSettings(steps=100_000, **_SEED_CODES),
+    "seed": MaskCodesSettings(steps=100_000, open_part=0.2, **_SEED_CODES),
 }
 TRANSFORMER = {
     "small": TransformerSettings(
@@ -246,10 +266,20 @@ TRANSFORMER = {
         heads=4,
         width=256,
         token_dropout=0.5,
+        open_all=0.1,
+        open_part=0.1,
         aligned_start=True,
         views=1,
     ),
     "seed": TransformerSettings(
-        steps=200_000, layers=24, heads=16, width=1024, views=16, patience=20, **_SEED
+        steps=200_000,
+        layers=24,
+        heads=16,
+        width=1024,
+        views=16,
+        patience=20,
+        open_all=0.1,
+        open_part=0.1,
+        **_SEED,
     ),
 }

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.utils.data import Dataset
 
 from annotate.classes import UNLABELLED
 from annotate.errors import UserError
@@ -20,8 +21,9 @@ from annotate.progress import note
 from annotate.workspace import Workspace
 from generate.checkpoint import save_model
 from generate.codebook import CodebookUse, k_means
+from generate.conditioning import OpenedMasks
 from generate.config import VQGANConfig
-from generate.data import Crops, Picture, load_masks, load_pictures, to_image, to_pixels
+from generate.data import Crops, Picture, held_out_keys, load_masks, load_pictures, to_image, to_pixels
 from generate.discriminator import PatchDiscriminator, hinge_loss
 from generate.losses import adaptive_weight, class_wise_loss, detail_loss, pixel_loss
 from generate.perceptual import find_perceptual
@@ -50,7 +52,7 @@ class CodesResult:
 class CodesStage(Stage):
     """A VQGAN in training. A subclass says how a batch becomes input and what its reconstruction costs."""
 
-    def __init__(self, net: VQGAN, crops: Crops, config: CodesSettings, mark: str) -> None:
+    def __init__(self, net: VQGAN, crops: Dataset[Any], config: CodesSettings, mark: str) -> None:
         super().__init__(config, mark)
         self.net, self.crops, self.codes = net, crops, config
         self.use = CodebookUse(net.config.codebook_size)
@@ -100,6 +102,7 @@ class PaintingStage(CodesStage):
     ) -> None:
         super().__init__(net, crops, config, mark)
         self.painting, self.grid = config, grid
+        self.shown = [row[0] for row in crops.rows[:SHOWN]]
         found = find_perceptual(config.perceptual) if config.perceptual_weight else None
         self.perceptual = (found,)  # in a tuple, so that its weights stay out of the saved state
         self._seen: tuple[Tensor, Tensor] | None = None
@@ -151,8 +154,7 @@ class PaintingStage(CodesStage):
         return [self.main_optimizer(), other]
 
     def stretch_end(self) -> None:
-        pictures = [row[0] for row in self.crops.rows[:SHOWN]]
-        write_grid(self.grid, [one.read() for one in pictures], [self._painted(one) for one in pictures])
+        write_grid(self.grid, [one.read() for one in self.shown], [self._painted(one) for one in self.shown])
 
     @torch.no_grad()
     def _painted(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -171,7 +173,7 @@ class MaskStage(CodesStage):
     """Cross-entropy over the classes that occur. The net in training has only their channels; see `expand`."""
 
     def __init__(
-        self, net: VQGAN, crops: Crops, config: MaskCodesSettings, mark: str, present: Sequence[int]
+        self, net: VQGAN, crops: Dataset[Any], config: MaskCodesSettings, mark: str, present: Sequence[int]
     ) -> None:
         super().__init__(net, crops, config, mark)
         table = torch.zeros(256, dtype=torch.int64)
@@ -226,7 +228,7 @@ def expand(net: VQGAN, present: Sequence[int], n_labels: int) -> VQGAN:
 def train_painting_codes(
     workspace: Workspace, config: PaintingCodesSettings, device: str = "auto", again: bool = False
 ) -> CodesResult:
-    """Train models/painting-codes on every painting of the workspace.
+    """Train models/painting-codes on every painting of the workspace, but for those in masks/shifted/val.txt.
 
     A model of the same paintings and settings is up to date and stays; a killed run goes on.
 
@@ -237,7 +239,7 @@ def train_painting_codes(
         UserError: no paintings, fewer than the batch, one smaller than the crop, a loss that is not finite.
     """
     watch, folder = Stopwatch(), workspace.model("painting-codes")
-    pictures = load_pictures(workspace, config.smallest_side, config.crop)
+    pictures = _learnt(workspace, load_pictures(workspace, config.smallest_side, config.crop))
     mark = fingerprint(config.deciding(), [[one.key, one.digest] for one in pictures])
     found = up_to_date(folder, mark, again)
     if found is not None:
@@ -258,13 +260,13 @@ def train_painting_codes(
 def train_mask_codes(
     workspace: Workspace, config: MaskCodesSettings, device: str = "auto", again: bool = False
 ) -> CodesResult:
-    """Train models/mask-codes on every shifted mask of the workspace. Otherwise as `train_painting_codes`.
+    """Train models/mask-codes on every shifted mask of train.txt. Otherwise as `train_painting_codes`.
 
     Raises:
         UserError: no shifted masks yet, one that does not fit its painting, an id that has no channel.
     """
     watch, folder = Stopwatch(), workspace.model("mask-codes")
-    masks = load_masks(workspace, config.smallest_side, config.crop, config.n_labels)
+    masks = _learnt(workspace, load_masks(workspace, config.smallest_side, config.crop, config.n_labels))
     mark = fingerprint(config.deciding(), [[one.key, one.digest] for one in masks])
     found = up_to_date(folder, mark, again)
     if found is not None:
@@ -274,8 +276,9 @@ def train_mask_codes(
     torch.manual_seed(config.seed)
     sizes = config.vqgan().to_dict() | {"in_channels": len(present), "out_channels": len(present)}
     net = VQGAN(VQGANConfig.from_dict(sizes))
-    stage = MaskStage(net, crops, config, mark, present)
-    fit_stage(stage, crops, folder, device, "Training the mask codes")
+    opened = OpenedMasks(crops, config.open_part, config.seed)
+    stage = MaskStage(net, opened, config, mark, present)
+    fit_stage(stage, opened, folder, device, "Training the mask codes")
     result = _result(folder, stage, "cross_entropy", len(masks), watch)
     full = expand(stage.net, present, config.n_labels)
     about = {"losses": [f"{config.loss} cross-entropy"], "shifted_ids": present}
@@ -316,6 +319,12 @@ def _redrawn(net: VQGAN, mask: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
     ids = torch.from_numpy(mask.read()[:height, :width].astype(np.int64))
     logits = net.decode(net.encode_mask(ids[None]).z)  # (1, n_labels, H, W)
     return cast("np.ndarray[Any, np.dtype[np.uint8]]", logits[0].argmax(0).to(torch.uint8).numpy())
+
+
+def _learnt(workspace: Workspace, pictures: list[Picture]) -> list[Picture]:
+    """Without those that are held out to measure by."""
+    kept = held_out_keys(workspace)
+    return [one for one in pictures if one.key not in kept]
 
 
 def _crops(pictures: Sequence[Picture], config: CodesSettings) -> Crops:

@@ -18,6 +18,7 @@ from annotate.errors import UserError
 from annotate.progress import note, progress
 from annotate.workspace import Workspace
 from generate.checkpoint import load_vqgan, save_model
+from generate.conditioning import open_part, unconditional_tokens
 from generate.data import Picture, held_out_keys, load_masks, load_pictures, to_image
 from generate.gpt import GPT, Block
 from generate.losses import next_token_loss
@@ -45,10 +46,14 @@ class TransformerResult:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One painting, cut to tokens in several shifts: each view a (2, h, w) int64 of mask and painting tokens."""
+    """One painting, cut to tokens in several shifts: each view a (2, h, w) int64 of mask and painting tokens.
+
+    `opened` has another (2, h, w) of mask tokens for each view: with a part unlabelled, and with all of it.
+    """
 
     key: str
     views: tuple[Tensor, ...]
+    opened: tuple[Tensor, ...] = ()
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
@@ -57,18 +62,33 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     Args:
         paintings: their tokens.
         side: of a window, in tokens.
+        open_part, open_all: shares of the windows whose mask is unlabelled in part, or altogether.
     """
 
-    def __init__(self, paintings: Sequence[Tokens], side: int, seed: int) -> None:
+    def __init__(
+        self,
+        paintings: Sequence[Tokens],
+        side: int,
+        seed: int,
+        open_part: float = 0.0,
+        open_all: float = 0.0,
+    ) -> None:
         self.paintings, self.side, self.seed = paintings, side, seed
+        self.open_part, self.open_all = open_part, open_all
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
         """Mask and painting tokens of item n, (side * side,) each."""
         around, place = divmod(n, len(self.paintings))
         order = np.random.default_rng((self.seed, 2, around)).permutation(len(self.paintings))
         chance = np.random.default_rng((self.seed, 3, n))
-        views = self.paintings[int(order[place])].views
-        return window(views[int(chance.integers(len(views)))], self.side, chance)
+        painting = self.paintings[int(order[place])]
+        number = int(chance.integers(len(painting.views)))
+        view = painting.views[number]
+        drawn = float(np.random.default_rng((self.seed, 7, n)).random())
+        if drawn < self.open_part + self.open_all:
+            mask = painting.opened[number][0 if drawn < self.open_part else 1]
+            view = torch.stack([mask, view[1]])
+        return window(view, self.side, chance)
 
 
 class TransformerStage(Stage):
@@ -199,7 +219,13 @@ def train_transformer(
     if config.aligned_start:
         start_aligned(gpt)
     held_out = [one for one in tokens if one.key in kept]
-    windows = Windows([one for one in tokens if one.key not in kept], config.window, config.seed)
+    windows = Windows(
+        [one for one in tokens if one.key not in kept],
+        config.window,
+        config.seed,
+        config.open_part,
+        config.open_all,
+    )
     stage = TransformerStage(gpt, config, mark, held_out, painting_codes.config.codebook_size)
     fit_stage(stage, windows, folder, device, "Training the transformer")
     if stage.best_weights:
@@ -259,13 +285,16 @@ def cut_to_tokens(
     """Tokens of every (painting, mask), once for the whole training.
 
     Each painting is cut as a whole, as a mask is when it is painted from, in `config.views` shifts of less than a
-    token; the first is unshifted. With `config.flip` each shift is also mirrored.
+    token; the first is unshifted. With `config.flip` each shift is also mirrored. Where the config opens masks, each
+    view also gets the tokens of its mask with a random part unlabelled, and of one that says nothing.
     """
     where = choose_device(device)
     painting_codes.to(where), mask_codes.to(where)
     factor = painting_codes.config.downsampling
     side = config.window * factor
     chance = np.random.default_rng((config.seed, 5))
+    opens = config.open_part + config.open_all > 0
+    blank: dict[tuple[int, int], Tensor] = {}  # by size: masks that say nothing
     cut = []
     total = len(pairs) * config.views
     with (
@@ -273,7 +302,7 @@ def cut_to_tokens(
         torch.autocast(where.type, torch.bfloat16, enabled=has_fast_bfloat16(where)),
     ):
         for painting, mask in pairs:
-            pixels, ids, views = painting.read(), mask.read(), []
+            pixels, ids, views, opened = painting.read(), mask.read(), [], []
             for number in range(config.views):
                 room = [min(factor, length - side + 1) for length in painting.size]
                 top, left = (0, 0) if number == 0 else (int(chance.integers(one)) for one in room)
@@ -283,8 +312,15 @@ def cut_to_tokens(
                     drawn = painting_codes.encode(x).indices[0]  # (h, w)
                     asked = mask_codes.encode_mask(both[1].long()[None].to(where)).indices[0]  # (h, w)
                     views.append(torch.stack([asked, drawn]).cpu().clone())
+                    if opens:
+                        part = torch.from_numpy(open_part(both[1].numpy(), chance))
+                        some = mask_codes.encode_mask(part.long()[None].to(where)).indices[0]
+                        size = (some.shape[0], some.shape[1])
+                        if size not in blank:
+                            blank[size] = unconditional_tokens(mask_codes, size)[0]
+                        opened.append(torch.stack([some, blank[size]]).cpu().clone())
                 advance()
-            cut.append(Tokens(painting.key, tuple(views)))
+            cut.append(Tokens(painting.key, tuple(views), tuple(opened)))
     return cut
 
 

@@ -43,10 +43,11 @@ SIZES: dict[str, Any] = {
     "save_every": 4,
 }
 PAINTING = PaintingCodesSettings(steps=10, start_codebook=3, revive_every=2, perceptual="none", **SIZES)
-MASK = MaskCodesSettings(steps=10, start_codebook=3, revive_every=2, loss="pixel", **SIZES)
+MASK = MaskCodesSettings(steps=10, start_codebook=3, revive_every=2, loss="pixel", open_part=0.3, **SIZES)
 TOKENS = Transformer(
     steps=10, layers=2, heads=2, width=32, window=4, views=2, dropout=0.1, token_dropout=0.1,
     smallest_side=0, crop=16, batch=2, precision="float32", save_every=4, warmup=2,
+    open_all=0.1, open_part=0.2,
 )  # fmt: skip
 TRAININGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "painting": (train_painting_codes, PAINTING, "painting-codes"),
@@ -100,7 +101,7 @@ def test_presets_have_the_sizes_of_the_seed_document(name: str) -> None:
 
 
 def test_painting_codes_overfit(tmp_path: Path) -> None:
-    workspace = toy_workspace(tmp_path, count=2, size=(16, 16))
+    workspace = toy_workspace(tmp_path, count=3, size=(16, 16))
     config = replace(PAINTING, steps=120, start_codebook=40, lr=3e-3, save_every=120)
     result = train_painting_codes(workspace, config, "cpu")
     history = (workspace.report("generate-train-painting") or {})["history"]
@@ -113,8 +114,9 @@ def test_painting_codes_overfit(tmp_path: Path) -> None:
 
 
 def test_mask_codes_overfit_and_say_no_class_that_never_occurred(tmp_path: Path) -> None:
-    workspace = toy_workspace(tmp_path, count=2, size=(16, 24))
-    result = train_mask_codes(workspace, replace(MASK, steps=100, start_codebook=30, lr=3e-3), "cpu")
+    workspace = toy_workspace(tmp_path, count=3, size=(16, 24))
+    config = replace(MASK, steps=100, start_codebook=30, lr=3e-3, open_part=0.0)
+    result = train_mask_codes(workspace, config, "cpu")
     assert result.loss < 0.1
     codes, checkpoint = load_vqgan(workspace.model("mask-codes"), "")
     assert codes.config.in_channels == codes.config.out_channels == 182
@@ -250,7 +252,7 @@ def test_commands_from_masks_to_transformer(tmp_path: Path) -> None:
 def test_bad_input_is_one_line(trained: Workspace, tmp_path: Path) -> None:
     workspace = copy(trained, tmp_path / "w")
     for words, code, text in (
-        (("painting", "--batch", "9", "--crop", "16"), 1, "4 pictures are fewer than the batch of 9"),
+        (("painting", "--batch", "9", "--crop", "16"), 1, "3 pictures are fewer than the batch of 9"),
         (("painting", "--crop", "18"), 2, "--crop 18 is not a multiple of"),
         (("painting", "--channel-multipliers", "1,x"), 2, "give whole numbers such as 1,2,4"),
         (("mask", "--n-labels", "100", "--batch", "2"), 1, "shifted id 178 has no channel"),
