@@ -154,3 +154,48 @@ def test_a_checkpoint_for_other_classes(net: nn.Module, tmp_path: Path) -> None:
     recoloured = (replace(DEFAULT_CLASSES[0], color="#000000"), *DEFAULT_CLASSES[1:])
     workspace.save_settings(classes=ClassTable(recoloured))
     assert load(workspace, CPU).classes.classes[0].color == "#000000"
+
+
+@pytest.mark.parametrize("size", [(5, 7), (13, 7), (7, 13), (30, 25), (12, 13)])
+@pytest.mark.parametrize("rate", [4, 12, 24])
+def test_taps_that_see_padding_only_can_go(size: tuple[int, int], rate: int) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 4, 3, padding=rate, dilation=rate, bias=False)
+    quick = model.AtrousConv2d(3, 4, 3, padding=rate, dilation=rate, bias=False)
+    quick.load_state_dict(plain.state_dict())
+    maps = torch.randn(2, 3, *size)
+    results = []
+    for layer in (plain, quick):
+        own = maps.clone().requires_grad_()
+        out = layer(own)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        assert own.grad is not None
+        assert layer.weight.grad is not None
+        results.append((out, own.grad, layer.weight.grad))
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_the_classifiers_atrous_convolutions_are_the_quick_ones(net: nn.Module) -> None:
+    rates = [one.dilation[0] for one in net.modules() if isinstance(one, model.AtrousConv2d)]
+    assert rates == [12, 24, 36]
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ("{}", "architecture, smallest_side, classes"),
+        ('{"architecture": "vgg", "smallest_side": 0, "classes": []}', "architecture"),
+        ('{"architecture": "resnet50", "smallest_side": "x", "classes": [3]}', "smallest_side, classes"),
+        ("[3]", "config"),
+        ("no json", "config"),
+        (None, "config"),
+    ],
+)
+def test_a_model_file_of_another_program(tmp_path: Path, config: str | None, named: str) -> None:
+    workspace = Workspace(tmp_path)
+    path = workspace.model("deeplab") / model.WEIGHTS
+    path.parent.mkdir(parents=True)
+    save_file({"a": torch.zeros(1)}, path, metadata=None if config is None else {"config": config})
+    with pytest.raises(UserError, match=f"no usable {named} in it"):
+        load(workspace, CPU)
