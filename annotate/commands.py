@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,11 +40,12 @@ def push(paintings: Path, workspace: Workspace, as_json: bool, config: PushConfi
     result = run(workspace, paintings, config)
     lines = [
         f"{result.chosen} of {result.paintings} paintings to annotate: {result.added} sent now, {result.there} there",
+        *([result.predictions.text()] if result.predictions else []),
         f"annotate at {result.url}",
         *_login_lines(result.login),
         "then: tool annotate pull",
     ]
-    shown = {name: value for name, value in vars(result).items() if name != "login"}
+    shown = {name: value for name, value in asdict(result).items() if name != "login"}
     emit(shown, as_json, "\n".join(lines), result.problems)
 
 

@@ -28,6 +28,20 @@ class PushConfig:
     keys: Path | None = setting(
         None, "File with one key a line: exactly these are chosen, besides the earlier ones."
     )
+    max_side: int | None = setting(
+        None,
+        "Longest side, in pixels, of what the browser gets; masks keep the painting's own size. 0 scales nothing."
+        "  [default: tool.toml's, 0 at first]",
+        low=0,
+    )
+    predictions: bool = setting(
+        False, "Attach the pseudo masks of the workspace, to be corrected rather than drawn."
+    )
+    regions: str = setting(
+        "brush",
+        "Form of those: `brush` shows every pixel, `polygon` has outlines to within a pixel.",
+        choices=("brush", "polygon"),
+    )
     url: str | None = setting(
         None,
         "Label Studio's address, or `embedded`.  [default: LABEL_STUDIO_URL, then tool.toml's, then embedded]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Mapping
@@ -16,6 +17,12 @@ from annotate.errors import UserError
 from annotate.files import whole_file
 
 CHUNK = "encoding"
+MEAN_CONFIDENCE = (
+    "mean-confidence"  # text chunk of a pseudo mask: how sure the model is, 0 to 1 over its pixels
+)
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Encoding(StrEnum):
@@ -63,6 +70,44 @@ def mask_texts(path: Path) -> dict[str, str]:
     """
     with _open(path) as image:
         return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+
+
+def mask_digest(path: Path) -> str:
+    """SHA-256 of what a mask shows, whatever its text chunks say of it: no pixel is decoded.
+
+    A mask that another program wrote anew has another digest, even with the same pixels.
+
+    Raises:
+        UserError: no file, or not a PNG.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run the step that wrote it") from error
+    found, place = hashlib.sha256(), len(_PNG)
+    while content.startswith(_PNG) and place + 8 <= len(content):
+        length, kind = struct.unpack(">I4s", content[place : place + 8])
+        if kind in (b"IHDR", b"PLTE", b"IDAT"):
+            found.update(content[place : place + 8 + length])
+        if kind == b"IEND":
+            return found.hexdigest()
+        place += length + 12
+    raise UserError(f"{path}: not a whole PNG; delete it and run the step that wrote it")
+
+
+def read_levels(path: Path) -> NDArray[np.uint8]:
+    """A confidence PNG as (H, W) uint8, confidence * 255.
+
+    Raises:
+        UserError: no file, or not such a PNG.
+    """
+    with _open(path) as image:
+        try:
+            if image.mode == "L" and image.info.get(CHUNK) == "confidence":
+                return np.array(image)
+        except (OSError, SyntaxError, ValueError, struct.error):
+            pass  # damaged, as said below
+    raise UserError(f"{path}: not a confidence map; delete it and run `tool segment pseudo-label` again")
 
 
 def read_mask(path: Path, encoding: Encoding, foreign: Encoding | None = None) -> NDArray[np.uint8]:

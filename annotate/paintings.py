@@ -53,6 +53,15 @@ class Painting:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A painting as a browser gets it."""
+
+    content: bytes
+    suffix: str  # with the dot
+    size: tuple[int, int]  # (H, W)
+
+
+@dataclass(frozen=True)
 class Scan:
     """What a folder holds."""
 
@@ -121,11 +130,15 @@ def load_painting(path: Path) -> NDArray[np.uint8]:
     return _decode(_content(path), path)
 
 
-def browser_bytes(path: Path) -> tuple[bytes, str]:
-    """A painting as a browser and Label Studio can show it: (file bytes, suffix).
+def browser_bytes(path: Path, max_side: int = 0) -> Shown:
+    """A painting as a browser and Label Studio can show it.
 
     The file's own bytes where they will do; otherwise (TIFF, CMYK, 16 bit, EXIF rotation, animation) a PNG
     made from what `load_painting` reads, so that masks drawn in the browser fit the painting on disk.
+
+    Args:
+        path: its file.
+        max_side: a longer side is scaled down to so many pixels, as a JPEG; 0 scales nothing.
 
     Raises:
         UserError: missing or damaged.
@@ -136,11 +149,15 @@ def browser_bytes(path: Path) -> tuple[bytes, str]:
         shown = image.mode in ("RGB", "L", "RGBA", "P", "1") and not getattr(image, "is_animated", False)
         upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
         named_right = suffix in _BROWSER_SUFFIXES.get(image.format or "", ())
+        width, height = image.size
+        if max_side and max(width, height) > max_side:
+            return _scaled(image, path, max_side)
     if shown and upright and named_right:
-        return content, suffix
+        return Shown(content, suffix, (height, width))
+    pixels = _decode(content, path)
     buffer = io.BytesIO()
-    Image.fromarray(_decode(content, path)).save(buffer, format="PNG", compress_level=3)
-    return buffer.getvalue(), ".png"
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
+    return Shown(buffer.getvalue(), ".png", (pixels.shape[0], pixels.shape[1]))
 
 
 def read_index(workspace: Workspace) -> dict[str, Painting]:
@@ -232,14 +249,22 @@ def _inspect(content: bytes, path: Path) -> tuple[tuple[int, int], NDArray[np.ui
     A JPEG is decoded at an eighth of its size, which takes half the time.
     """
     with _opened(content, path) as image:
-        width, height = image.size
-        if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
-            width, height = height, width
+        size = _upright_size(image)
         image.draft(image.mode, (image.width // 8, image.height // 8))  # other formats take no notice
         small = _upright_rgb(image, path).resize(
             (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX, reducing_gap=2.0
         )
-    return (height, width), np.asarray(small)
+    return size, np.asarray(small)
+
+
+def _scaled(image: Image.Image, path: Path, max_side: int) -> Shown:
+    """The painting with a longer side of `max_side`, as a JPEG that keeps its colour edges."""
+    height, width = (max(1, round(side * max_side / max(image.size))) for side in _upright_size(image))
+    image.draft("RGB", (max_side, max_side))  # a JPEG need not be decoded at its full size
+    small = _upright_rgb(image, path).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=92, subsampling=0)
+    return Shown(buffer.getvalue(), ".jpg", (height, width))
 
 
 def _decode(content: bytes, path: Path) -> NDArray[np.uint8]:
@@ -271,6 +296,13 @@ def _opened(content: bytes, path: Path) -> Iterator[Image.Image]:
 def _upright_rgb(image: Image.Image, path: Path) -> Image.Image:
     image.load()
     return _to_rgb(ImageOps.exif_transpose(image), path)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(H, W) after the rotation that EXIF asks for."""
+    width, height = image.size
+    turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
 
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:

@@ -19,6 +19,7 @@ from annotate.paintings import (
     thumbnail,
     write_index,
 )
+from annotate.predictions import AttachResult, attach
 from annotate.progress import note, progress
 from annotate.selection import draw_random, draw_spread, listed, share
 from annotate.server import Login
@@ -41,6 +42,7 @@ class PushResult:
     chosen: int  # of them a person annotates
     added: int  # tasks made now
     there: int  # tasks that were there before
+    predictions: AttachResult | None  # where they were asked for
     problems: tuple[str, ...]  # one line for each painting left out
     login: Login | None  # of the embedded server
 
@@ -66,8 +68,10 @@ def push(workspace: Workspace, folder: Path, config: PushConfig) -> PushResult:
     earlier = {key for key, one in known.items() if one.split == "hand"}
     chosen = _choose(workspace, found, earlier, config, fraction, seed)
     index = {one.key: replace(one, split="hand" if one.key in chosen else "rest") for one in found.paintings}
-    if (fraction, seed) != (settings.fraction, settings.seed) or not workspace.settings_file.exists():
-        workspace.save_settings(fraction=fraction, seed=seed)
+    max_side = settings.max_side if config.max_side is None else config.max_side
+    wanted = replace(settings, fraction=fraction, seed=seed, max_side=max_side)
+    if wanted != settings or not workspace.settings_file.exists():
+        workspace.save_settings(fraction=fraction, seed=seed, max_side=max_side)
 
     studio = connect(workspace, config.url)
     try:
@@ -82,14 +86,18 @@ def push(workspace: Workspace, folder: Path, config: PushConfig) -> PushResult:
         if index | kept != known:
             write_index(workspace, (index | kept).values())
         missing = [one for key, one in index.items() if key in chosen and key not in there]
-        added, failed = _add(studio, project, missing, workspace)
+        added, failed = _add(studio, project, missing, workspace, max_side)
+        attached = attach(workspace, studio, project, index, config.regions) if config.predictions else None
     finally:
         studio.close()
 
     problems = (*found.problems, *failed, *(_changed_line(one, there[one.key], workspace) for one in changed))
+    problems += attached.problems if attached else ()
     url = f"{studio.url}/projects/{project}/data"
     already = len(chosen & there.keys())
-    result = PushResult(url, project, len(index), len(chosen), added, already, problems, studio.login)
+    result = PushResult(
+        url, project, len(index), len(chosen), added, already, attached, problems, studio.login
+    )
     figures = {"paintings": len(index), "chosen": len(chosen), "added": added, "there": already}
     workspace.save_report("annotate-push", figures | {"left_out": len(problems), "url": url})
     return result
@@ -163,7 +171,7 @@ def _tasks_by_key(studio: Studio, project: int) -> dict[str, Task]:
 
 
 def _add(
-    studio: Studio, project: int, missing: list[Painting], workspace: Workspace
+    studio: Studio, project: int, missing: list[Painting], workspace: Workspace, max_side: int
 ) -> tuple[int, list[str]]:
     """Send the missing paintings. Returns how many tasks were made, and a line for each that could not be."""
     if not missing:
@@ -173,7 +181,7 @@ def _add(
     with progress("Sending the paintings", len(missing)) as advance:
         for attempt in range(ROUNDS):
             try:
-                for batch in _batches(waiting, workspace, failed):
+                for batch in _batches(waiting, workspace, failed, max_side):
                     studio.add(project, batch)
                     sent = {one.key for one in batch}
                     waiting = [one for one in waiting if one.key not in sent]
@@ -189,18 +197,23 @@ def _add(
     return len(missing) - len(failed), failed
 
 
-def _batches(waiting: list[Painting], workspace: Workspace, failed: list[str]) -> Iterator[list[Upload]]:
+def _batches(
+    waiting: list[Painting], workspace: Workspace, failed: list[str], max_side: int
+) -> Iterator[list[Upload]]:
     """Uploads for one request each; the files of the next are read while one is sent."""
 
     def read(painting: Painting) -> Upload | str:
         path = painting.file(workspace)
         try:
-            content, suffix = browser_bytes(path)
+            shown = browser_bytes(path, max_side)
         except UserError as error:
             return error.message
-        if len(content) > MOST_BYTES:
-            return f"{path}: {len(content) >> 20} MiB, more than Label Studio takes ({MOST_BYTES >> 20}); shrink it"
-        return Upload(painting.key, painting.sha256, content, suffix)
+        megabytes = len(shown.content) >> 20
+        if len(shown.content) > MOST_BYTES:
+            return (
+                f"{path}: {megabytes} MiB, more than Label Studio takes ({MOST_BYTES >> 20}); use --max-side"
+            )
+        return Upload(painting.key, painting.sha256, shown.content, shown.suffix, shown.size)
 
     batch: list[Upload] = []
     size = 0

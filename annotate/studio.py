@@ -8,6 +8,7 @@ Source: label_studio_sdk.core.client_wrapper, label_studio_sdk.tokens.client_ext
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ PAGE = 500  # tasks of one listing request
 # Fields of a task listing; the names also choose within its annotations, and `result` is not among them: a
 # listing stays small however much was drawn.
 _LISTED = ["id", "data", "annotations", "drafts", "updated_at", "was_cancelled", "lead_time", "completed_by"]
+_LISTED += ["predictions", "model_version", "score"]
+MODEL = "impasto"  # the name of our predictions; one for all, as only those of the project's model are shown
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,34 @@ class Annotation:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """A pre-annotation of a task, without its regions."""
+
+    id: int
+    model: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A pre-annotation on its way to the server."""
+
+    task: int
+    regions: Sequence[Mapping[str, Any]]
+    score: float  # the lower, the less sure
+
+
+@dataclass(frozen=True)
 class Task:
-    """One task of the project. Key and digest come from the server: not trusted."""
+    """One task of the project. Key, digest and size come from the server: not trusted."""
 
     id: int
     key: str  # empty: not one of ours
     sha256: str
     annotations: tuple[Annotation, ...]
     drafts: int
+    predictions: tuple[Prediction, ...]
+    size: tuple[int, int] | None  # (H, W) of the image on the server; None: the painting's own
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,7 @@ class Upload:
     sha256: str
     content: bytes
     suffix: str  # with the dot
+    size: tuple[int, int]  # (H, W) of this image
 
 
 class Studio:
@@ -166,7 +190,9 @@ class Studio:
                 raise UserError(
                     f"{self.url}: mixed up the uploaded files; nothing was added, run the command again"
                 )
+            data: dict[str, str | int]
             data = {"image": f"/data/{place}", "key": painting.key, "sha256": painting.sha256}
+            data |= {"height": painting.size[0], "width": painting.size[1]}
             rows.append({"data": data, "file_upload_id": upload})
         made = self.connection.send("POST", f"api/projects/{project}/import", repeat=False, json=rows)
         if made.get("task_count") != len(rows):
@@ -188,6 +214,47 @@ class Studio:
         body = {"result": as_drawn(result), "lead_time": seconds, "was_cancelled": cancelled}
         made = self.connection.send("POST", f"api/tasks/{task}/annotations/", repeat=False, json=body)
         return int(made["id"])
+
+    def predict(self, project: int, guesses: Sequence[Guess]) -> None:
+        """Attach pre-annotations to tasks.
+
+        Raises:
+            UserError: the server dropped some of them, which it does without a word.
+            UnsureError: the connection broke; list the tasks to see what is there.
+        """
+        rows = [
+            {"task": one.task, "result": as_drawn(one.regions), "score": one.score, "model_version": MODEL}
+            for one in guesses
+        ]
+        path = f"api/projects/{project}/import/predictions"
+        made = self.connection.send("POST", path, repeat=False, json=rows)
+        if made.get("created") != len(rows):
+            raise UserError(
+                f"{self.url}: took {made.get('created')} of {len(rows)} pre-annotations; run the command again"
+            )
+
+    def show_predictions(self, project: int) -> None:
+        """Have the editor show our pre-annotations, and let tasks be ordered by their score.
+
+        The server refuses it before there is one of them.
+        """
+        shown = {"model_version": MODEL, "show_collab_predictions": True}
+        about = self.connection.get(f"api/projects/{project}/", {"include": ",".join(shown)})
+        if any(about.get(name) != value for name, value in shown.items()):
+            self.connection.send("PATCH", f"api/projects/{project}/", repeat=True, json=shown)
+
+    def drop_predictions(self, project: int, tasks: Sequence[Task]) -> None:
+        """Remove our pre-annotations of some tasks, and nobody else's."""
+        only_ours = [task.id for task in tasks if all(one.model == MODEL for one in task.predictions)]
+        if only_ours:
+            action = {"id": "delete_tasks_predictions", "project": project}
+            body = {"selectedItems": {"all": False, "included": only_ours}}
+            self.connection.send("POST", "api/dm/actions", repeat=True, params=action, json=body)
+        for task in tasks:
+            for one in task.predictions:
+                if task.id not in only_ours and one.model == MODEL:
+                    with contextlib.suppress(MissingError):
+                        self.connection.send("DELETE", f"api/predictions/{one.id}/", repeat=True)
 
     def delete_task(self, task: int) -> None:
         """Remove a task; one that is gone already is fine."""
@@ -332,4 +399,16 @@ def _task(row: Mapping[str, Any]) -> Task:
         digest if isinstance(digest, str) else "",
         annotations,
         len(row["drafts"]),
+        tuple(
+            Prediction(int(one["id"]), str(one["model_version"]), float(one["score"] or 0.0))
+            for one in row["predictions"]
+        ),
+        _size(data),
     )
+
+
+def _size(data: Mapping[str, Any]) -> tuple[int, int] | None:
+    height, width = data.get("height"), data.get("width")
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+        return None
+    return height, width

@@ -45,9 +45,10 @@ def only(tmp_path: Path, name: str) -> Path:
 
 def shown(path: Path) -> NDArray[np.uint8]:
     """What a browser shows of what is sent to it; browsers honour EXIF rotation, Pillow does not."""
-    content, suffix = browser_bytes(path)
-    with Image.open(io.BytesIO(content)) as image:
-        assert f".{image.format}".lower().replace("jpeg", "jpg") == suffix.replace("jpeg", "jpg")
+    sent = browser_bytes(path)
+    with Image.open(io.BytesIO(sent.content)) as image:
+        assert sent.size == (image.height, image.width)
+        assert f".{image.format}".lower().replace("jpeg", "jpg") == sent.suffix.replace("jpeg", "jpg")
         assert image.getexif().get(ORIENTATION, 1) == 1
         return np.asarray(image.convert("RGB"))
 
@@ -140,9 +141,9 @@ def test_an_animation_is_its_first_picture(tmp_path: Path, pixels: NDArray[np.ui
     path = only(tmp_path, "a.gif")
     first = Image.fromarray(pixels).quantize(16)
     first.save(path, save_all=True, append_images=[Image.fromarray(255 - pixels).quantize(16)])
-    content, suffix = browser_bytes(path)
-    assert suffix == ".png"
-    with Image.open(io.BytesIO(content)) as image:
+    sent = browser_bytes(path)
+    assert sent.suffix == ".png"
+    with Image.open(io.BytesIO(sent.content)) as image:
         assert getattr(image, "n_frames", 1) == 1
     assert np.array_equal(shown(path), load_painting(path))
 
@@ -151,9 +152,9 @@ def test_a_wrong_suffix_does_not_matter(tmp_path: Path, pixels: NDArray[np.uint8
     path = only(tmp_path, "a.jpg")
     Image.fromarray(pixels).save(path, format="PNG")
     assert np.array_equal(load_painting(path), pixels)
-    content, suffix = browser_bytes(path)
-    assert suffix == ".png"
-    assert content[:4] == b"\x89PNG"
+    sent = browser_bytes(path)
+    assert sent.suffix == ".png"
+    assert sent.content[:4] == b"\x89PNG"
 
 
 def huge_png(width: int, height: int) -> bytes:
