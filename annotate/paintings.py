@@ -193,7 +193,10 @@ def write_index(workspace: Workspace, paintings: Iterable[Painting]) -> None:
 def _files(folder: Path, workspace: Workspace) -> list[Path]:
     """All image files below a folder, sorted; hidden ones and the workspace's own results are none."""
     root = folder.resolve()
-    own = {(workspace.root / name).resolve() for name in ("masks", "models", "samples", "reports")}
+    own = {
+        (workspace.root / name).resolve()
+        for name in ("masks", "models", "samples", "compositions", "reports")
+    }
     files = []
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(

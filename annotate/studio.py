@@ -144,6 +144,24 @@ class Studio:
             workspace.save_settings(studio_project=project, studio_url=self._saved_url)
         return project, found is None
 
+    def compositions_project(self, workspace: Workspace, make: bool) -> int | None:
+        """The project in which the workspace's compositions are repainted by hand; None where there is none.
+
+        It is another than the paintings' one: what is drawn there is no annotation of a painting.
+        """
+        about = self._about(workspace, "compositions")
+        interface = labelling_interface(workspace.settings().classes)
+        found = self._find_described(about)
+        if found is None and not make:
+            return None
+        if found is None:
+            body = about | {"label_config": interface}
+            found = self.connection.send("POST", "api/projects/", repeat=False, json=body)
+        elif not shows(str(found.get("label_config")), workspace.settings().classes):
+            path = f"api/projects/{int(found['id'])}/"
+            self.connection.send("PATCH", path, repeat=True, json={"label_config": interface})
+        return int(found["id"])
+
     def tasks(self, project: int) -> Iterator[Task]:
         """All tasks of a project, by id, a page at a time."""
         page = seen = 0
@@ -277,20 +295,23 @@ class Studio:
                 return dict(self.connection.get(f"api/projects/{settings.studio_project}/"))
             except MissingError:
                 pass  # deleted: a new one is made
-        about = self._about(workspace)
         # a push that was killed after making the project, before its id was saved
+        return self._find_described(self._about(workspace))
+
+    def _find_described(self, about: Mapping[str, str]) -> Mapping[str, Any] | None:
         answer = self.connection.get("api/projects/", {"title": about["title"], "page_size": 100})
         return next(
             (dict(one) for one in answer["results"] if one["description"] == about["description"]), None
         )
 
-    def _about(self, workspace: Workspace) -> dict[str, str]:
-        """Title, and a description that no other workspace's project has."""
+    def _about(self, workspace: Workspace, part: str = "") -> dict[str, str]:
+        """Title, and a description that no other project has: of the workspace, or of a part of it."""
         mark = workspace.studio_folder / "workspace-id"
         if not mark.exists():
             write_whole(mark, secrets.token_hex(8))
-        title = f"{workspace.root.resolve().name or 'paintings'} (impasto)"[-50:]
-        return {"title": title, "description": f"impasto workspace {mark.read_text().strip()}"}
+        name = " ".join([workspace.root.resolve().name or "paintings", part]).strip()
+        text = " ".join(["impasto workspace", mark.read_text().strip(), part]).strip()
+        return {"title": f"{name} (impasto)"[-50:], "description": text}
 
 
 def connect(workspace: Workspace, url: str | None = None) -> Studio:

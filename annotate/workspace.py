@@ -50,6 +50,19 @@ class Workspace:
     def samples(self) -> Path:
         return self.root / "samples"
 
+    @property
+    def compositions(self) -> Path:
+        """Folder of the masks that a user composed."""
+        return self.root / "compositions"
+
+    def composition(self, name: str) -> Path:
+        """`compositions/NAME.png`.
+
+        Raises:
+            UserError: a name that would lie outside the folder (absolute, or with `..`).
+        """
+        return self.compositions / f"{safe_key(name)}.png"
+
     def masks(self, kind: str) -> Path:
         """Folder of `hand`, `pseudo`, `confidence` or `shifted` masks."""
         if kind not in ("hand", "pseudo", "confidence", "shifted"):

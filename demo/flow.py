@@ -17,7 +17,7 @@ from annotate.progress import note
 from annotate.workspace import Workspace
 from demo.config import DemoConfig
 from demo.figures import STEPS
-from demo.report import COMPOSITIONS, MADE_OF
+from generate.compose import MADE_OF
 
 STAND_IN = (
     "The annotator was a stand-in: a program that posts the true regions as brush strokes and polygons "
@@ -239,7 +239,7 @@ def compositions(workspace: Workspace) -> list[str]:
     }
     paths = []
     for name, (ids, text) in made.items():
-        path = workspace.root / COMPOSITIONS / f"{name}.png"
+        path = workspace.composition(name)
         write_mask(path, np.ascontiguousarray(ids), Encoding.RAW, {MADE_OF: text})
         paths.append(str(path))
     return [first, second, *paths]
@@ -249,7 +249,7 @@ def _draw_flow(workspace: Workspace) -> None:
     """The picture of the flow at the report's head."""
     from demo.picture import first_sample_of, flow_picture
 
-    mixed = workspace.root / COMPOSITIONS / "mixed.png"
+    mixed = workspace.composition("mixed")
     painted = first_sample_of(workspace, mixed)
     assert painted is not None, "the last step paints from every composition"
     flow_picture(workspace, mixed, painted)

@@ -33,10 +33,9 @@ from annotate.paintings import Painting, load_painting, read_index
 from annotate.progress import progress
 from annotate.workspace import Workspace
 from demo.figures import STEPS, readable
+from generate.compose import MADE_OF
 
 ROWS = 12  # paintings shown of each kind
-MADE_OF = "made-of"  # text chunk of a composition: what it was made of
-COMPOSITIONS = "compositions"  # folder of masks that nobody painted
 GRIDS = {  # pictures that training leaves in reports/
     "generate-train-painting": "Paintings above, what the painting codes make of them below.",
     "generate-train-mask": "Masks above, what the mask codes make of them below.",
@@ -225,7 +224,7 @@ def _asked_for(
             ids = read_mask(workspace.mask("shifted", key), Encoding.SHIFTED)
             if digest_of(ids) == digest:
                 return [(f"asked for: the mask of {key}", colour(unshift(ids), classes))], key
-    path = workspace.root / COMPOSITIONS / f"{name}.png"
+    path = workspace.composition(name)
     if path.is_file() and mask_encoding(path) is Encoding.RAW:
         raw = read_mask(path, Encoding.RAW)
         if digest_of(shift(raw, n_labels=256)) == digest:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from annotate.options import device_option, emit, json_option, settings, workspace_option
+from generate.compose_commands import compose
 from generate.sample_config import SampleConfig
 from generate.train_commands import train
 
@@ -21,6 +22,7 @@ def generate() -> None:
 
 
 generate.add_command(train)
+generate.add_command(compose)
 
 
 @generate.command("sample")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from torch import Tensor
 
 from annotate.errors import UserError
 from annotate.files import read_json, whole_file, write_json
-from annotate.masks import Encoding, mask_encoding, read_mask, shift
-from annotate.paintings import MAX_PIXELS
 from annotate.progress import progress
 from annotate.workspace import Workspace
+from generate.canvas import resize_canvas
 from generate.checkpoint import load_gpt, load_vqgan
+from generate.compose import parse_size, read_composition
 from generate.decoding import Decoder
 from generate.gpt import GPT
 from generate.painting import Chance, paint_tokens
@@ -107,12 +106,12 @@ def sample(workspace: Workspace, config: SampleConfig, device: str = "auto") -> 
     Raises:
         UserError: no models, no such mask, a mask in another encoding, or with an id that has no channel.
     """
-    name, ids = read_composition(workspace, config)
+    name, ids = read_composition(workspace, config.mask, config.encoding)
     place = choose_device(device)
     models = load_models(workspace, place)
     check_channels(ids, models.mask_codes.config.in_channels, config.mask)
     if config.size is not None:
-        ids = fit_canvas(ids, parse_size(config.size))
+        ids = resize_canvas(ids, parse_size(config.size))
     recipes = [_recipe(config, name, ids, models, number) for number in range(config.count)]
     stem = f"{Path(name).name}-seed{config.seed}"
     paths = [_path(config.out or workspace.samples, f"{stem}-{n:02d}", one) for n, one in enumerate(recipes)]
@@ -136,22 +135,6 @@ def sample(workspace: Workspace, config: SampleConfig, device: str = "auto") -> 
     return result
 
 
-def read_composition(workspace: Workspace, config: SampleConfig) -> tuple[str, Ids]:
-    """The mask asked for, as (name, (H, W) shifted ids): a file, or the KEY of a mask in the workspace."""
-    path = Path(config.mask)
-    if path.suffix.lower() != ".png" or not path.exists():
-        known = workspace.keys_with_mask("shifted")
-        if config.mask not in known:
-            nearest = f" (such as {known[0]})" if known else "; run `tool segment convert` first"
-            raise UserError(f"{config.mask}: neither a PNG nor a key with a mask in masks/shifted{nearest}")
-        return config.mask, read_mask(workspace.mask("shifted", config.mask), Encoding.SHIFTED)
-    foreign = {"raw": Encoding.RAW, "shifted": Encoding.SHIFTED}.get(config.encoding)
-    encoding = mask_encoding(path) or foreign
-    if encoding is Encoding.RAW:
-        return path.stem, shift(read_mask(path, Encoding.RAW, foreign), n_labels=256)
-    return path.stem, read_mask(path, Encoding.SHIFTED, foreign)
-
-
 def check_channels(ids: Ids, n_labels: int, where: str) -> None:
     """Raise a UserError where an id has no channel in the mask codes."""
     worst = int(ids.max())
@@ -160,40 +143,6 @@ def check_channels(ids: Ids, n_labels: int, where: str) -> None:
             f"{where}: shifted id {worst} (raw {worst - 1}) has no channel: the mask codes were trained with "
             f"n_labels {n_labels}; use another class there, or train with n_labels {worst + 1}"
         )
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`768x1024` -> (768, 1024).
-
-    Raises:
-        UserError: not HxW, or too large.
-    """
-    found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text.strip(), re.ASCII | re.IGNORECASE)
-    if found is None:
-        raise UserError(f"--size {text}: give height and width in pixels, such as 256x320")
-    height, width = int(found[1]), int(found[2])
-    if height * width > MAX_PIXELS:
-        raise UserError(f"--size {text}: more than {MAX_PIXELS / 1e6:.0f} megapixels; paint it in parts")
-    return height, width
-
-
-def fit_canvas(ids: Ids, size: tuple[int, int]) -> Ids:
-    """Another canvas for the same composition: objects keep their size, the borders go on or are cut.
-
-    Args:
-        ids: (H, W).
-        size: (H, W) wanted; what is added or cut lies equally on both sides.
-    """
-    for axis in (0, 1):
-        extra = size[axis] - ids.shape[axis]
-        before = abs(extra) // 2
-        if extra > 0:
-            pad = [(0, 0), (0, 0)]
-            pad[axis] = (before, extra - before)
-            ids = np.pad(ids, pad, mode="edge")
-        elif extra < 0:
-            ids = np.take(ids, np.arange(before, before + size[axis]), axis)
-    return ids
 
 
 def encode_canvas(models: Models, ids: Ids, device: torch.device) -> Tensor:

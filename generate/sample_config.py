@@ -13,7 +13,7 @@ from annotate.options import setting
 class SampleConfig:
     """Settings of one call of the sampler."""
 
-    mask: str = setting("", "Mask to paint from: a PNG, or the key of a painting in masks/shifted.")
+    mask: str = setting("", "Mask to paint from: a PNG, the name of a composition, or the key of a painting.")
     encoding: str = setting("", "What a foreign PNG holds.", choices=("", "raw", "shifted"))
     size: str | None = setting(
         None, "Canvas HxW in pixels: extends or cuts the composition, never scales it."

@@ -20,8 +20,9 @@ from annotate.workspace import Workspace
 from demo.figures import STEPS, readable
 from demo.flow import STAND_IN
 from demo.painter import paint
-from demo.report import COMPOSITIONS, MADE_OF, build_report
+from demo.report import build_report
 from generate.checkpoint import save_model
+from generate.compose import MADE_OF
 from generate.sample import sample
 from generate.sample_config import SampleConfig
 
@@ -92,7 +93,7 @@ def fill(workspace: Workspace) -> None:
     save_model(workspace.model("painting-codes"), painting_codes(), {})
     save_model(workspace.model("mask-codes"), mask_codes(), {})
     save_model(workspace.model("transformer"), transformer(), {})
-    mixed = workspace.root / COMPOSITIONS / "mixed.png"
+    mixed = workspace.composition("mixed")
     write_mask(mixed, paint(9, (96, 128)).ids, Encoding.RAW, {MADE_OF: "the left of <one>"})
     for mask in ("sub/two", str(mixed)):
         sample(workspace, SampleConfig(mask=mask, count=2), "cpu")

@@ -17,7 +17,6 @@ from cli import main
 from generate.checkpoint import save_model
 from generate.config import GPTConfig
 from generate.gpt import GPT
-from generate.sample import fit_canvas
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +92,6 @@ def test_size_extends_the_canvas_and_never_scales(workspace: Workspace, tmp_path
     result = sample(workspace, "--mask", "sub/one", "--size", "272x400", "--out", str(tmp_path))
     assert result.exit_code == 0, result.stderr
     assert painted(tmp_path / "one-seed0-00.png").shape == (272, 400, 3)
-    ids = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
-    assert fit_canvas(ids, (2, 5)).tolist() == [[1, 1, 2, 3, 3], [4, 4, 5, 6, 6]]
-    assert fit_canvas(ids, (3, 1)).tolist() == [[2], [5], [5]]
 
 
 def foreign(path: Path, value: int) -> Path:
@@ -106,7 +102,10 @@ def foreign(path: Path, value: int) -> Path:
 def test_bad_input_is_one_line(workspace: Workspace, tmp_path: Path) -> None:
     plain, wood = str(foreign(tmp_path / "plain.png", 3)), str(foreign(tmp_path / "wood.png", 181))
     for words, line in (
-        (("--mask", "nobody"), "neither a PNG nor a key with a mask in masks/shifted (such as sub/one)"),
+        (
+            ("--mask", "nobody"),
+            "neither a PNG, nor a composition, nor a key with a mask in masks/shifted (such as sub/one)",
+        ),
         (("--mask", plain), "add --encoding raw or shifted"),
         (
             ("--mask", wood, "--encoding", "raw"),
