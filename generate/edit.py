@@ -13,7 +13,7 @@ from PIL import Image
 from annotate.classes import UNLABELLED, ClassTable
 from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask, unshift
-from annotate.paintings import browser_bytes, load_painting, read_index
+from annotate.paintings import Shown, browser_bytes, load_painting, read_index
 from annotate.pull import gather
 from annotate.regions import class_map, class_map_regions
 from annotate.server import Login
@@ -51,7 +51,8 @@ def push_composition(workspace: Workspace, mask: str, config: EditConfig) -> Edi
     classes.to_index(raw)  # every id is a class that can be drawn
     if made_of != name:
         write_composition(workspace, name, raw, f"{made_of}, to be repainted by hand", check=False)
-    upload = Upload(name, _digest(raw), *_backdrop(workspace, mask, raw, classes))
+    shown = _backdrop(workspace, mask, raw, classes)
+    upload = Upload(name, _digest(raw), shown.content, shown.suffix, shown.size)
     studio = connect(workspace, config.url)
     try:
         project = studio.compositions_project(workspace, make=True)
@@ -133,8 +134,8 @@ def _digest(raw: Ids) -> str:
     return hashlib.sha256(repr(raw.shape).encode() + raw.tobytes()).hexdigest()
 
 
-def _backdrop(workspace: Workspace, mask: str, raw: Ids, classes: ClassTable) -> tuple[bytes, str]:
-    """The picture to paint over, as (file bytes, suffix)."""
+def _backdrop(workspace: Workspace, mask: str, raw: Ids, classes: ClassTable) -> Shown:
+    """The picture to paint over."""
     index = read_index(workspace) if workspace.index_file.exists() else {}
     if mask in index and index[mask].file(workspace).exists():
         path = index[mask].file(workspace)
@@ -144,4 +145,4 @@ def _backdrop(workspace: Workspace, mask: str, raw: Ids, classes: ClassTable) ->
     colours[UNLABELLED] = 24  # the same for all three: nearly black
     buffer = io.BytesIO()
     Image.fromarray(colours[raw]).save(buffer, format="PNG")
-    return buffer.getvalue(), ".png"
+    return Shown(buffer.getvalue(), ".png", (raw.shape[0], raw.shape[1]))
