@@ -6,7 +6,7 @@ import email.utils
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -17,11 +17,18 @@ TRIES = 6  # with the waits below about 10 s: a server that restarts is back by 
 FIRST_WAIT = 0.3  # seconds; doubled each time
 LONGEST_WAIT = 30.0  # whatever Retry-After asks for
 MOST_BYTES = 64 * 2**20  # of one answer; an annotation of a 100-megapixel painting has a tenth of it
+MOST_TOKEN_BYTES = 2**16  # of an answer about a token; unpacked it is a thousand times that at most
+MOST_PARTS = 1_000_000  # lists and objects in one answer: each takes 30 times its two bytes once it is read
+LONGEST_ANSWER = 300.0  # seconds from the first byte to the last; a byte a minute would never time out
 _BUSY = (500, 502, 503, 504)
 
 
 class MissingError(UserError):
     """The server has no such thing (any more)."""
+
+
+class AnswerError(UserError):
+    """The server is there, but its answer to this one request cannot be used, however often it is asked."""
 
 
 class UnsureError(UserError):
@@ -31,14 +38,50 @@ class UnsureError(UserError):
 class UnavailableError(Exception):
     """The server did not answer as it should; asking again may help, in `wait` seconds at the earliest."""
 
-    def __init__(self, reason: str, wait: float = 0.0, absent: bool = False) -> None:
+    def __init__(self, reason: str, wait: float = 0.0, absent: bool = False, answered: bool = False) -> None:
         super().__init__(reason)
         self.wait = wait
         self.absent = absent  # nothing listens there
+        self.answered = answered  # with something that cannot be used
+
+
+class _StaleError(Exception):
+    """The server does not take the access token (any more); nothing was done."""
 
 
 class _RefusedError(UnavailableError):
     """Nothing was done on the server's side."""
+
+
+def limit(response: httpx.Response) -> None:
+    """A hook for the client: no answer is unpacked twice, and one about a token ends after some kilobytes.
+
+    Raises:
+        httpx.DecodingError: packed as only somebody does who wants to make a megabyte a terabyte.
+    """
+    packed = response.headers.get("content-encoding", "identity").lower()
+    if packed not in ("identity", "gzip", "deflate"):
+        raise httpx.DecodingError(f"an answer packed as {packed[:40]!r} is refused", request=response.request)
+    if "/token/" in response.request.url.path and isinstance(response.stream, httpx.SyncByteStream):
+        response.stream = _Limited(response.stream)
+
+
+class _Limited(httpx.SyncByteStream):
+    """The bytes of an answer that says what a token is."""
+
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        total = 0
+        for chunk in self._stream:
+            total += len(chunk)
+            if total > MOST_TOKEN_BYTES:
+                raise httpx.RemoteProtocolError("a token without end")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class Connection:
@@ -49,12 +92,20 @@ class Connection:
         headers: gives the authorisation headers; asked before each request, as tokens run out. It may raise
             `UnavailableError` or `UserError`.
         client: the HTTP client; closed with the connection.
+        renew: called when the server refuses the headers; whether new ones can be had.
     """
 
-    def __init__(self, url: str, headers: Callable[[], Mapping[str, str]], client: httpx.Client) -> None:
+    def __init__(
+        self,
+        url: str,
+        headers: Callable[[], Mapping[str, str]],
+        client: httpx.Client,
+        renew: Callable[[], bool] = bool,
+    ) -> None:
         self.url = url
         self._headers = headers
         self._client = client
+        self._renew = renew
 
     def get(self, path: str, params: Mapping[str, Any] | None = None, patient: bool = True) -> Any:
         """JSON of one GET. Without patience, a server that is not there is not waited for."""
@@ -75,23 +126,28 @@ class Connection:
     def _request(
         self, method: str, path: str, repeat: bool, content: Mapping[str, Any], patient: bool = True
     ) -> Any:
-        wait, reason = 0.0, ""
+        wait, reason, answered, renewed = 0.0, "", False, False
         for attempt in range(TRIES):
             time.sleep(wait)
             wait = FIRST_WAIT * 2**attempt * random.uniform(0.8, 1.2)
             try:
                 return self._once(method, path, content)
+            except _StaleError as error:
+                if renewed or not self._renew():
+                    raise self._refused_key() from error
+                reason, wait, renewed = "it refuses the access token", 0.0, True
             except _RefusedError as error:  # not taken by the server: asking again is always safe
                 reason, wait = str(error), max(wait, error.wait)
+                answered = error.answered
                 if error.absent and attempt and not patient:
                     break
             except UnavailableError as error:
-                reason, wait = str(error), max(wait, error.wait)
+                reason, wait, answered = str(error), max(wait, error.wait), error.answered
                 if not repeat:
                     raise UnsureError(
                         f"{self.url}: the connection broke ({reason}); run the command again"
                     ) from error
-        raise UserError(
+        raise (AnswerError if answered else UserError)(
             f"{self.url}: Label Studio does not answer ({reason}); "
             "check LABEL_STUDIO_URL and that the server runs, then run the command again"
         )
@@ -104,7 +160,7 @@ class Connection:
         try:
             with self._client.stream(method, f"{self.url}/{path}", headers=headers, **content) as response:
                 body = self._read(response, path)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise _RefusedError(_reason(error), absent=True) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise UnavailableError(_reason(error)) from error
@@ -112,9 +168,13 @@ class Connection:
         if status == 429:
             raise _RefusedError("it answers 429", wait=_retry_after(response))
         if status in _BUSY:
-            raise UnavailableError(f"it answers {status}", wait=_retry_after(response))
+            raise UnavailableError(f"it answers {status}", wait=_retry_after(response), answered=True)
+        if status == 401:
+            raise _StaleError(f"it answers {status}")
         if status >= 300:
             raise self._refusal(response, body, path)
+        if (parts := body.count(b"[") + body.count(b"{")) > MOST_PARTS:
+            raise AnswerError(f"{self.url}/{path}: an answer of {parts} parts is refused")
         try:
             return json.loads(body) if body else None
         except (ValueError, RecursionError) as error:  # ValueError covers text that is not UTF-8
@@ -122,26 +182,31 @@ class Connection:
                 raise UserError(
                     f"{self.url}: answers, but is not a Label Studio; mend LABEL_STUDIO_URL"
                 ) from error
-            raise UnavailableError("its answer is not JSON") from error
+            raise UnavailableError("its answer is not JSON", answered=True) from error
 
     def _read(self, response: httpx.Response, path: str) -> bytes:
-        chunks, total = [], 0
+        until = time.monotonic() + LONGEST_ANSWER
+        body = bytearray()
         for chunk in response.iter_bytes():
-            total += len(chunk)
-            if total > MOST_BYTES:
-                raise UserError(
+            if len(body) + len(chunk) > MOST_BYTES:
+                raise AnswerError(
                     f"{self.url}/{path}: an answer of more than {MOST_BYTES >> 20} MiB is refused"
                 )
-            chunks.append(chunk)
-        return b"".join(chunks)
+            if time.monotonic() > until:
+                raise AnswerError(f"{self.url}/{path}: no end of an answer after {LONGEST_ANSWER:.0f} s")
+            body += chunk
+        return bytes(body)
+
+    def _refused_key(self) -> UserError:
+        return UserError(
+            f"{self.url}: Label Studio refuses the key; "
+            "copy a valid one from its Account & Settings page to LABEL_STUDIO_API_KEY"
+        )
 
     def _refusal(self, response: httpx.Response, body: bytes, path: str) -> UserError:
         status = response.status_code
-        if status in (401, 403):
-            return UserError(
-                f"{self.url}: Label Studio refuses the key ({status}); "
-                "copy a valid one from its Account & Settings page to LABEL_STUDIO_API_KEY"
-            )
+        if status == 403:
+            return self._refused_key()
         if status < 400:
             return UserError(
                 f"{self.url}: redirects to {response.headers.get('location', '?')[:200]}; "
@@ -150,14 +215,14 @@ class Connection:
         said = _said(body)
         if status == 404:
             return MissingError(f"{self.url}/{path}: not there (404{said})")
-        return UserError(f"{self.url}/{path}: Label Studio refuses it ({status}{said})")
+        return AnswerError(f"{self.url}/{path}: Label Studio refuses it ({status}{said})")
 
 
 def _said(body: bytes) -> str:
     """The server's own words, shortened to one line."""
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     words: Any = found
     if isinstance(found, dict):

@@ -28,7 +28,7 @@ def whole_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.parent)
         temporary = Path(name)
         os.fchmod(handle, mode)
         os.close(handle)
@@ -38,7 +38,7 @@ def whole_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
         temporary.chmod(mode)  # a library may have put a file of its own there
         temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"{path}: the disk is full; free some space and run the command again (nothing was changed)"
             ) from error

@@ -13,6 +13,7 @@ import numpy as np
 
 from annotate.classes import ClassTable
 from annotate.config import PullConfig
+from annotate.connection import AnswerError, MissingError
 from annotate.errors import UserError
 from annotate.masks import Encoding, mask_texts, write_mask
 from annotate.paintings import Painting, read_index
@@ -23,6 +24,7 @@ from annotate.workspace import Workspace
 
 SOURCE = "annotation"  # text chunk of a pulled mask: what it was made from
 PIXELS = "pixels"  # text chunk: pixels of each raw id, so that counting needs no decoding
+MOST_BROKEN = 5  # answers in a row that cannot be used: then it is the server, not the annotations
 FETCHED_AT_ONCE = 3  # the server is one Python process: more would only queue there
 
 
@@ -94,9 +96,10 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
     classes = workspace.settings().classes
     studio = connect(workspace, config.url)
     try:
-        works = gather(studio.tasks(studio.project(workspace)))
-        outcomes: dict[str, Outcome] = {}
-        problems: list[str] = []
+        tasks = list(studio.tasks(studio.project(workspace)))
+        works = gather(tasks)
+        outcomes = {task.key: Outcome.FAILED for task in tasks if task.damage and task.key in index}
+        problems = [f"task {task.id}: {task.damage}" for task in tasks if task.damage]
         fetched = []
         for work in works:
             if work.key not in index:
@@ -109,14 +112,25 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
             else:
                 fetched.append(work)
 
-        def fetch(work: Work) -> tuple[Outcome, list[str]]:
-            return _fetch(studio, workspace, index[work.key], work, classes)
+        def fetch(work: Work) -> tuple[Outcome, list[str]] | AnswerError:
+            try:
+                return _fetch(studio, workspace, index[work.key], work, classes)
+            except AnswerError as error:
+                return error
 
+        broken = 0
         with progress("Fetching the annotations", len(fetched)) as advance:
             pool = ThreadPoolExecutor(FETCHED_AT_ONCE)
             try:
-                for work, (outcome, lines) in zip(fetched, pool.map(fetch, fetched), strict=True):
-                    outcomes[work.key] = outcome
+                for work, found in zip(fetched, pool.map(fetch, fetched), strict=True):
+                    if isinstance(found, AnswerError):
+                        broken += 1
+                        if broken == MOST_BROKEN:
+                            raise found
+                        found = Outcome.FAILED, [f"{_name(work)}: {found.message}"]
+                    else:
+                        broken = 0
+                    outcomes[work.key], lines = found
                     problems += lines
                     advance()
             finally:
@@ -134,7 +148,7 @@ def gather(tasks: Iterable[Task]) -> list[Work]:
     """Tasks by painting, in the order of the server; tasks that are not ours are left out."""
     by_key: dict[str, list[Task]] = {}
     for task in tasks:
-        if task.key:
+        if task.key and not task.damage:
             by_key.setdefault(task.key, []).append(task)
     return [Work(key, tuple(found)) for key, found in by_key.items()]
 
@@ -143,10 +157,11 @@ def _fetch(
     studio: Studio, workspace: Workspace, painting: Painting, work: Work, classes: ClassTable
 ) -> tuple[Outcome, list[str]]:
     """One annotation to one mask."""
-    latest = work.submitted[-1]
-    name = f"{painting.key} (task {_task_of(work, latest)}, annotation {latest.id})"
+    latest, name = work.submitted[-1], _name(work)
     try:
         found = class_map(studio.result(latest.id), painting.size, classes)
+    except MissingError:
+        return Outcome.FAILED, [f"{name}: was deleted just now; pull again"]
     except ValueError as error:
         return Outcome.FAILED, [f"{name}: {error}"]
     if found.unknown:
@@ -178,8 +193,11 @@ def _source(annotation: Annotation, classes: ClassTable) -> str:
     return f"{annotation.id} {annotation.updated_at} {table}"
 
 
-def _task_of(work: Work, annotation: Annotation) -> int:
-    return next(task.id for task in work.tasks if annotation in task.annotations)
+def _name(work: Work) -> str:
+    """What the annotation that counts is called in messages."""
+    latest = work.submitted[-1]
+    task = next(task.id for task in work.tasks if latest in task.annotations)
+    return f"{work.key} (task {task}, annotation {latest.id})"
 
 
 def _stray(work: Work) -> str:

@@ -29,7 +29,7 @@ from annotate.workspace import Workspace
 BATCH_FILES = 50  # the server takes 100 at most
 BATCH_BYTES = 32 * 2**20  # what a request may hold besides its first file
 MOST_BYTES = 240 * 2**20  # of one file; the server takes requests of 250 MiB
-ROUNDS = 3  # how often the server's list is compared again after a broken connection
+ROUNDS = 3  # broken connections in a row without one more task on the server: then it is given up
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,9 @@ def _tasks_by_key(studio: Studio, project: int) -> dict[str, Task]:
         first = by_key.setdefault(task.key, task)
         if first is task or first.sha256 != task.sha256:
             continue
-        if not task.annotations and not task.drafts:
+        if task.untouched:
             studio.delete_task(task.id)
-        elif not first.annotations and not first.drafts:
+        elif first.untouched:
             studio.delete_task(first.id)
             by_key[task.key] = task
     return by_key
@@ -178,8 +178,10 @@ def _add(
         return 0, []
     failed: list[str] = []
     waiting = list(missing)
+    broken, fruitless = False, 0
     with progress("Sending the paintings", len(missing)) as advance:
-        for attempt in range(ROUNDS):
+        while True:
+            before = len(waiting)
             try:
                 for batch in _batches(waiting, workspace, failed, max_side):
                     studio.add(project, batch)
@@ -188,12 +190,16 @@ def _add(
                     advance(len(batch))
                 break
             except UnsureError:
-                if attempt == ROUNDS - 1:
-                    raise
+                broken = True
                 failed.clear()
                 there = _tasks_by_key(studio, project)
                 advance(sum(one.key in there for one in waiting))
                 waiting = [one for one in waiting if one.key not in there]
+                fruitless = 0 if len(waiting) < before else fruitless + 1
+                if fruitless == ROUNDS:
+                    raise
+    if broken:  # what was cut off may have been done after the look at the list
+        _tasks_by_key(studio, project)
     return len(missing) - len(failed), failed
 
 

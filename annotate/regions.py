@@ -19,6 +19,8 @@ from annotate.shapes import Patch, fill_ellipse, fill_polygon, outlines
 LABEL, BRUSH, POLYGON, IMAGE = "label", "brush", "polygon", "image"  # names in the labelling interface
 
 MAX_POINTS = 100_000  # of one polygon; a person draws some hundred
+MAX_REGIONS = 5_000  # of one annotation
+MAX_PAINTED = 500  # times the image's pixels that all regions together may cover: bounds the time
 _MAX_PERCENT = 10_000.0  # how far outside the image a coordinate may lie
 _MIN_PERCENT = 1e-6  # of a side; smaller than any pixel, and large enough to divide by
 _SHAPES = ("brush", "polygon", "rectangle", "ellipse")
@@ -78,6 +80,7 @@ def class_map(
     known = [region for region in regions if region.label in classes.by_name]
     known.sort(key=lambda region: classes.by_name[region.label].order)
     ids = np.full(size, UNLABELLED, np.uint8)
+    painted = 0
     for region in known:
         try:
             patch = _draw(region, size)
@@ -86,6 +89,11 @@ def class_map(
         if patch is None:
             problems.append(f"{region.name}: a {region.shape} without an area")
             continue
+        painted += patch.mask.size
+        if region.shape == "polygon":  # each edge is looked at in each row
+            painted += len(region.value["points"]) * patch.mask.shape[0]
+        if painted > MAX_PAINTED * ids.size:
+            raise ValueError(f"{region.name}: with it the regions cover the image {MAX_PAINTED} times")
         np.copyto(ids[patch.rows, patch.columns], classes.by_name[region.label].id, where=patch.mask)
     unknown = sorted({region.label for region in regions} - set(classes.by_name))
     return ClassMapResult(ids, tuple(unknown), tuple(problems))
@@ -184,6 +192,8 @@ def _read_regions(
     """The labelled regions, and a line for each one that cannot be drawn."""
     if not isinstance(result, (list, tuple)) or not all(isinstance(item, Mapping) for item in result):
         raise ValueError("the annotation's result is not a list of regions")
+    if len(result) > MAX_REGIONS:
+        raise ValueError(f"{len(result)} regions; {MAX_REGIONS} are the most")
     labels_by_id: dict[str, list[str]] = {}
     for item in result:
         if item.get("type") == "labels":
@@ -230,7 +240,11 @@ def _drawn_on(item: Mapping[str, Any], name: str, size: tuple[int, int]) -> tupl
         raise ValueError(f"{name}: the image was turned in the editor; turn it back there and submit again")
     height = item.get("original_height", size[0])
     width = item.get("original_width", size[1])
-    if type(height) is not int or type(width) is not int or height < 1 or width < 1:
+    if (
+        type(height) is not int
+        or type(width) is not int
+        or not 0 < min(height, width) <= max(height, width) < 10**6
+    ):
         raise ValueError(f"{name}: original size {str(height)[:20]} x {str(width)[:20]}")
     # both sides of a scaled image are rounded to whole pixels
     off = abs(height - width * size[0] / size[1])

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 Points = NDArray[np.float64]
 
 _AT_ONCE = 1 << 20  # crossings of edges with pixel rows handled together; bounds the memory
-MAX_CROSSINGS = 1 << 26  # a drawn outline of a 100-megapixel painting has some 100,000
+CROSSINGS = 4  # times the image's pixels: what an outline around every other pixel of it has twice over
+FREE_CROSSINGS = 1 << 16  # in any image, however small
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def fill_polygon(points: Points, size: tuple[int, int]) -> Patch:
         size: (H, W) of the image; what lies outside it is cut off.
 
     Raises:
-        ValueError: edges that cross more than MAX_CROSSINGS pixel rows altogether.
+        ValueError: edges that cross far more pixel rows altogether than an outline of this image can need.
     """
     height, width = size
     top, bottom = _centres(points[:, 1].min(), points[:, 1].max(), height)
@@ -51,7 +52,7 @@ def fill_polygon(points: Points, size: tuple[int, int]) -> Patch:
     upper, lower = np.where(down[:, None], a, b), np.where(down[:, None], b, a)
     first = np.clip(np.ceil(upper[:, 1] - 0.5), top, bottom).astype(np.int64)
     counts = np.clip(np.ceil(lower[:, 1] - 0.5), top, bottom).astype(np.int64) - first
-    if counts.sum() > MAX_CROSSINGS:
+    if counts.sum() > CROSSINGS * height * width + FREE_CROSSINGS:
         raise ValueError(f"an outline of {len(points)} points whose edges cross {counts.sum()} pixel rows")
     direction = np.where(down, 1, -1).astype(np.int32)
     box_height, box_width = max(bottom - top, 0), max(right - left, 0)

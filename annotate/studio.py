@@ -9,6 +9,7 @@ Source: label_studio_sdk.core.client_wrapper, label_studio_sdk.tokens.client_ext
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +19,16 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from annotate import server
-from annotate.connection import Connection, MissingError, UnavailableError
+from annotate import answers, server
+from annotate.connection import AnswerError, Connection, MissingError, UnavailableError, limit
 from annotate.errors import UserError
 from annotate.files import write_whole
 from annotate.interface import as_drawn, labelling_interface, shows
 from annotate.workspace import Settings, Workspace
 
+ANSWER_SECONDS = 60.0  # without a byte from the server
 PAGE = 500  # tasks of one listing request
+MOST_TASKS = 250_000  # of one project; a listing without end stops there
 # Fields of a task listing; the names also choose within its annotations, and `result` is not among them: a
 # listing stays small however much was drawn.
 _LISTED = ["id", "data", "annotations", "drafts", "updated_at", "was_cancelled", "lead_time", "completed_by"]
@@ -73,6 +76,12 @@ class Task:
     drafts: int
     predictions: tuple[Prediction, ...]
     size: tuple[int, int] | None  # (H, W) of the image on the server; None: the painting's own
+    damage: str = ""  # what is wrong with the server's answer about it; nothing else is known then
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it can go without a loss."""
+        return not self.annotations and not self.drafts and not self.damage
 
 
 @dataclass(frozen=True)
@@ -133,13 +142,14 @@ class Studio:
                 repeat=False,
                 json=self._about(workspace) | {"label_config": interface},
             )
-            project = int(made["id"])
         else:
-            project = int(found["id"])
-            if not shows(str(found.get("label_config")), settings.classes):
-                self.connection.send(
-                    "PATCH", f"api/projects/{project}/", repeat=True, json={"label_config": interface}
-                )
+            made = found
+        with self._understood():
+            project = answers.number(made, "id")
+        if found is not None and not shows(str(found.get("label_config")), settings.classes):
+            self.connection.send(
+                "PATCH", f"api/projects/{project}/", repeat=True, json={"label_config": interface}
+            )
         if (settings.studio_project, settings.studio_url) != (project, self._saved_url):
             workspace.save_settings(studio_project=project, studio_url=self._saved_url)
         return project, found is None
@@ -156,11 +166,15 @@ class Studio:
             return None
         if found is None:
             body = about | {"label_config": interface}
-            found = self.connection.send("POST", "api/projects/", repeat=False, json=body)
-        elif not shows(str(found.get("label_config")), workspace.settings().classes):
-            path = f"api/projects/{int(found['id'])}/"
+            made = self.connection.send("POST", "api/projects/", repeat=False, json=body)
+        else:
+            made = found
+        with self._understood():
+            project = answers.number(made, "id")
+        if found is not None and not shows(str(found.get("label_config")), workspace.settings().classes):
+            path = f"api/projects/{project}/"
             self.connection.send("PATCH", path, repeat=True, json={"label_config": interface})
-        return int(found["id"])
+        return project
 
     def tasks(self, project: int) -> Iterator[Task]:
         """All tasks of a project, by id, a page at a time."""
@@ -170,15 +184,20 @@ class Studio:
             page += 1
             asked = {"project": project, "fields": "all", "include": _LISTED, "page": page, "page_size": PAGE}
             answer = self.connection.get("api/tasks/", asked)
-            total = int(answer["total"])
-            if not answer["tasks"]:
+            with self._understood():
+                total, rows = answers.number(answer, "total"), answers.objects(answer, "tasks")
+            if not rows:
                 break
-            seen += len(answer["tasks"])
-            yield from (_task(row) for row in answer["tasks"])
+            seen += len(rows)
+            if seen > MOST_TASKS:
+                raise AnswerError(f"{self.url}: project {project} has more than {MOST_TASKS} tasks")
+            yield from (_task(row) for row in rows)
 
     def result(self, annotation: int) -> Any:
         """What was drawn in one annotation: a list of regions, as the server gives it."""
-        return self.connection.get(f"api/annotations/{annotation}/")["result"]
+        answer = self.connection.get(f"api/annotations/{annotation}/")
+        with self._understood():
+            return answers.fields(answer).get("result")
 
     def add(self, project: int, paintings: Sequence[Upload]) -> None:
         """Upload some paintings and make a task of each.
@@ -198,11 +217,16 @@ class Studio:
             files=files,
             params={"commit_to_project": "false"},
         )
-        ids = [int(one) for one in sent["file_upload_ids"]]
+        with self._understood():
+            ids = answers.numbers(sent, "file_upload_ids")
         stored = self.connection.get(f"api/projects/{project}/file-uploads", {"ids": str(ids)})
-        by_id = {int(one["id"]): str(one["file"]) for one in stored}
+        with self._understood():
+            by_id = {
+                answers.number(one, "id"): answers.text(one, "file")
+                for one in answers.objects({"uploads": stored}, "uploads")
+            }
         rows = []
-        for painting, upload in zip(paintings, ids, strict=True):
+        for painting, upload in zip(paintings, ids + [0] * len(paintings), strict=False):
             place = by_id.get(upload, "")
             if painting.sha256[:16] not in place:
                 raise UserError(
@@ -213,10 +237,10 @@ class Studio:
             data |= {"height": painting.size[0], "width": painting.size[1]}
             rows.append({"data": data, "file_upload_id": upload})
         made = self.connection.send("POST", f"api/projects/{project}/import", repeat=False, json=rows)
-        if made.get("task_count") != len(rows):
-            raise UserError(
-                f"{self.url}: made {made.get('task_count')} tasks of {len(rows)}; run the command again"
-            )
+        with self._understood():
+            count = answers.number(made, "task_count")
+        if count != len(rows):
+            raise UserError(f"{self.url}: made {count} tasks of {len(rows)}; run the command again")
 
     def annotate(
         self, task: int, result: Sequence[Mapping[str, Any]], seconds: float = 0.0, cancelled: bool = False
@@ -231,7 +255,8 @@ class Studio:
         """
         body = {"result": as_drawn(result), "lead_time": seconds, "was_cancelled": cancelled}
         made = self.connection.send("POST", f"api/tasks/{task}/annotations/", repeat=False, json=body)
-        return int(made["id"])
+        with self._understood():
+            return answers.number(made, "id")
 
     def predict(self, project: int, guesses: Sequence[Guess]) -> None:
         """Attach pre-annotations to tasks.
@@ -246,10 +271,10 @@ class Studio:
         ]
         path = f"api/projects/{project}/import/predictions"
         made = self.connection.send("POST", path, repeat=False, json=rows)
-        if made.get("created") != len(rows):
-            raise UserError(
-                f"{self.url}: took {made.get('created')} of {len(rows)} pre-annotations; run the command again"
-            )
+        with self._understood():
+            count = answers.number(made, "created")
+        if count != len(rows):
+            raise UserError(f"{self.url}: took {count} of {len(rows)} pre-annotations; run the command again")
 
     def show_predictions(self, project: int) -> None:
         """Have the editor show our pre-annotations, and let tasks be ordered by their score.
@@ -257,7 +282,10 @@ class Studio:
         The server refuses it before there is one of them.
         """
         shown = {"model_version": MODEL, "show_collab_predictions": True}
-        about = self.connection.get(f"api/projects/{project}/", {"include": ",".join(shown)})
+        with self._understood():
+            about = answers.fields(
+                self.connection.get(f"api/projects/{project}/", {"include": ",".join(shown)})
+            )
         if any(about.get(name) != value for name, value in shown.items()):
             self.connection.send("PATCH", f"api/projects/{project}/", repeat=True, json=shown)
 
@@ -284,6 +312,14 @@ class Studio:
     def close(self) -> None:
         self.connection.close()
 
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        """An answer that is not what Label Studio's API gives is one line."""
+        try:
+            yield
+        except ValueError as error:
+            raise AnswerError(f"{self.url}: an answer that Label Studio would not give: {error}") from error
+
     @property
     def _saved_url(self) -> str:
         """What `tool.toml` says of this server: the embedded one, whose port may change, is the empty text."""
@@ -292,7 +328,9 @@ class Studio:
     def _find_project(self, workspace: Workspace, settings: Settings) -> Mapping[str, Any] | None:
         if settings.studio_project is not None and settings.studio_url == self._saved_url:
             try:
-                return dict(self.connection.get(f"api/projects/{settings.studio_project}/"))
+                found = self.connection.get(f"api/projects/{settings.studio_project}/")
+                with self._understood():
+                    return answers.fields(found)
             except MissingError:
                 pass  # deleted: a new one is made
         # a push that was killed after making the project, before its id was saved
@@ -300,9 +338,9 @@ class Studio:
 
     def _find_described(self, about: Mapping[str, str]) -> Mapping[str, Any] | None:
         answer = self.connection.get("api/projects/", {"title": about["title"], "page_size": 100})
-        return next(
-            (dict(one) for one in answer["results"] if one["description"] == about["description"]), None
-        )
+        with self._understood():
+            projects = answers.objects(answer, "results")
+        return next((one for one in projects if one.get("description") == about["description"]), None)
 
     def _about(self, workspace: Workspace, part: str = "") -> dict[str, str]:
         """Title, and a description that no other project has: of the workspace, or of a part of it."""
@@ -355,10 +393,13 @@ def _connect(url: str, key: str, login: server.Login | None) -> Studio:
             "LABEL_STUDIO_API_KEY: not a key (it has spaces or other strange characters); copy it again"
         )
     client = httpx.Client(
-        timeout=httpx.Timeout(60, connect=10),
+        timeout=httpx.Timeout(ANSWER_SECONDS, connect=10),
+        headers={"Accept-Encoding": "gzip"},  # what can be unpacked a piece at a time
         trust_env=login is None,  # no proxy between us and our own server
+        event_hooks={"response": [limit]},  # also for the SDK's own requests, which read whatever comes
     )
-    studio = Studio(Connection(url, _Key(url, key, client).headers, client), login)
+    access = _Key(url, key, client)
+    studio = Studio(Connection(url, access.headers, client, access.renew), login)
     try:
         who = studio.connection.get("api/current-user/whoami", patient=False)
         if not isinstance(who, dict) or "email" not in who:
@@ -377,8 +418,12 @@ class _Key:
 
         self._url = url
         self._api_error = ApiError
+        self._make = functools.partial(
+            SyncClientWrapper, api_key=key, base_url=f"{url}/", httpx_client=client
+        )
+        self._lasts = key.count(".") != 2  # a legacy token, no JWT: there is nothing to renew
         try:
-            self._wrapper = SyncClientWrapper(api_key=key, base_url=f"{url}/", httpx_client=client)
+            self._wrapper = self._make()
         except ApiError:
             raise self._refused() from None
 
@@ -390,9 +435,20 @@ class _Key:
             if error.status_code is not None and error.status_code < 500 and error.status_code != 429:
                 raise self._refused() from None
             raise UnavailableError(f"it answers {error.status_code}") from None
-        except (httpx.TransportError, ValueError) as error:  # ValueError: an answer that is not JSON
+        except (httpx.TransportError, httpx.DecodingError) as error:
             raise UnavailableError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+        except (ValueError, AttributeError):  # its text may hold a token
+            raise UnavailableError("its answer about the key is not understood") from None
         return found
+
+    def renew(self) -> bool:
+        """Forget an access token that the server refuses before its time, as one whose clock is ahead does."""
+        if not self._lasts:
+            try:
+                self._wrapper = self._make()
+            except self._api_error:
+                raise self._refused() from None
+        return not self._lasts
 
     def _refused(self) -> UserError:
         return UserError(
@@ -402,34 +458,37 @@ class _Key:
 
 
 def _task(row: Mapping[str, Any]) -> Task:
-    data = row["data"] if isinstance(row["data"], dict) else {}
-    key, digest = data.get("key"), data.get("sha256")
-    annotations = tuple(
-        Annotation(
-            int(one["id"]),
-            str(one["updated_at"]),
-            bool(one["was_cancelled"]),
-            float(one.get("lead_time") or 0.0),
-            int(one.get("completed_by") or 0),
+    data = row.get("data")
+    key, digest = (data.get("key"), data.get("sha256")) if isinstance(data, Mapping) else (None, None)
+    key, digest = key if isinstance(key, str) else "", digest if isinstance(digest, str) else ""
+    number = 0
+    try:
+        number = answers.number(row, "id")
+        annotations = tuple(
+            Annotation(
+                answers.number(one, "id"),
+                answers.text(one, "updated_at"),
+                bool(one.get("was_cancelled")),
+                answers.amount(one, "lead_time"),
+                0 if one.get("completed_by") is None else answers.number(one, "completed_by"),
+            )
+            for one in answers.objects(row, "annotations")
         )
-        for one in row["annotations"]
-    )
-    return Task(
-        int(row["id"]),
-        key if isinstance(key, str) else "",
-        digest if isinstance(digest, str) else "",
-        annotations,
-        len(row["drafts"]),
-        tuple(
-            Prediction(int(one["id"]), str(one["model_version"]), float(one["score"] or 0.0))
-            for one in row["predictions"]
-        ),
-        _size(data),
-    )
+        predictions = tuple(
+            Prediction(
+                answers.number(one, "id"), str(one.get("model_version"))[:200], answers.amount(one, "score")
+            )
+            for one in answers.objects(row, "predictions")
+        )
+        drafts = len(answers.objects(row, "drafts"))
+        return Task(number, key, digest, annotations, drafts, predictions, _size(data))
+    except ValueError as error:
+        damage = f"an answer that Label Studio would not give: {error}"
+        return Task(number, key, digest, (), 0, (), None, damage)
 
 
-def _size(data: Mapping[str, Any]) -> tuple[int, int] | None:
-    height, width = data.get("height"), data.get("width")
+def _size(data: Any) -> tuple[int, int] | None:
+    height, width = (data.get("height"), data.get("width")) if isinstance(data, Mapping) else (None, None)
     if type(height) is not int or type(width) is not int or min(height, width) < 1:
         return None
     return height, width

@@ -103,16 +103,16 @@ def new_project(workspace: Workspace, studio: Studio) -> int:
     return int(made["id"])
 
 
-def paint(folder: Path) -> float:
+def paint(folder: Path, count: int = PAINTINGS, size: tuple[int, int] = (800, 1000)) -> float:
     """Write the paintings, soft patches with some grain, as JPEG; returns their MB."""
     folder.mkdir()
     total = 0
-    for seed in range(PAINTINGS):
+    for seed in range(count):
         random = np.random.default_rng(seed)
         patches = Image.fromarray(random.integers(0, 256, (16, 20, 3), np.uint8))
-        grain = random.integers(-20, 20, (800, 1000, 1))
-        image = np.clip(np.asarray(patches.resize((1000, 800), Image.Resampling.BICUBIC)) + grain, 0, 255)
-        path = folder / f"{seed:03}.jpg"
+        grain = random.integers(-20, 20, (*size, 1))
+        image = np.clip(np.asarray(patches.resize(size[::-1], Image.Resampling.BICUBIC)) + grain, 0, 255)
+        path = folder / f"{seed:05}.jpg"
         Image.fromarray(image.astype(np.uint8)).save(path, quality=90)
         total += path.stat().st_size
     return total / 1e6

@@ -1,0 +1,110 @@
+"""The annotate commands on 600 paintings of 1000 x 800, each run as a person runs it, start of Python included.
+
+The embedded Label Studio runs already. Every painting is sent (`--strategy all`); then 150 of them, and at the end
+all 600, get six anti-aliased brush regions each through the API that the browser uses. `MB` is the most memory
+that the command held; the row of 150 paintings is there to compare the 600 with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from annotate import server
+from annotate.brush import encode
+from annotate.classes import ClassTable
+from annotate.progress import progress
+from annotate.regions import brush_region
+from annotate.studio import Studio, connect
+from annotate.workspace import Workspace
+from bench.push import paint
+from bench.timing import Run, run_tool
+
+FEW, MANY = 150, 600
+SIZE = (800, 1000)
+SCENES = 20  # different ones, so that making them is not what takes the time
+
+
+def run() -> list[dict[str, object]]:
+    """One row for each command."""
+    os.environ.pop("LABEL_STUDIO_URL", None)
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as name:
+        few, many = Path(name) / "few", Path(name) / "many"
+        paint(few, FEW, SIZE)
+        paint(many, MANY, SIZE)
+        for folder in (few, many):
+            workspace = Workspace(Path(name) / f"workspace-{folder.name}")
+            server.start(workspace)
+            try:
+                rows += measure(workspace, folder)
+            finally:
+                server.stop(workspace)
+    return rows
+
+
+def measure(workspace: Workspace, folder: Path) -> list[dict[str, object]]:
+    """Push, push again, annotate, pull, pull again, status."""
+    count = len(list(folder.iterdir()))
+    push = ("annotate", "push", str(folder), "--strategy", "all")
+    rows = [row(f"push of {count}", tool(workspace, *push), added=count)]
+    rows.append(row(f"push of {count}, again", tool(workspace, *push), added=0))
+    studio = connect(workspace)
+    done = 0
+    for part in (FEW, MANY) if count == MANY else (FEW,):
+        annotate(studio, studio.project(workspace), part)
+        name = f"pull of {part - done} annotated among {count}"
+        rows.append(row(name, tool(workspace, "annotate", "pull"), new=part - done))
+        done = part
+    studio.close()
+    rows.append(row(f"pull of {count}, again", tool(workspace, "annotate", "pull"), new=0))
+    rows.append(row(f"status of {count}", tool(workspace, "annotate", "status"), pulled=done))
+    return rows
+
+
+def tool(workspace: Workspace, *words: str) -> Run:
+    return run_tool(*words, "--json", "-w", str(workspace.root))
+
+
+def row(what: str, run: Run, **expected: int) -> dict[str, object]:
+    """A row of the table, after a look whether the command did what the row says."""
+    said = json.loads(run.out)
+    if "outcomes" in said:
+        said["new"] = sum(one == "new" for one in said["outcomes"].values())
+    for name, value in expected.items():
+        assert said[name] == value, f"{what}: {name} is {said[name]}, not {value}"
+    return {"what": what, "s": run.seconds, "MB": run.megabytes}
+
+
+def annotate(studio: Studio, project: int, count: int) -> None:
+    """Submit an annotation of six brush regions for the first `count` tasks that have none."""
+    scenes = [brushed(seed, SIZE) for seed in range(SCENES)]
+    tasks = list(studio.tasks(project))[:count]
+    with progress("Annotating", len(tasks)) as advance:
+        for task in tasks:
+            if not task.annotations:
+                studio.annotate(task.id, scenes[task.id % SCENES], seconds=60)
+            advance()
+
+
+def brushed(seed: int, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """A class map of soft shapes as brush regions with the soft edges that a browser draws."""
+    random = np.random.default_rng(seed)
+    classes = ClassTable().classes
+    fields = [Image.fromarray(random.random((8, 10)).astype(np.float32)) for _ in classes]
+    high = np.stack([np.asarray(one.resize(size[::-1], Image.Resampling.BICUBIC)) for one in fields])
+    seen = high.argmax(axis=0)  # (H, W)
+    regions = []
+    for number, one in enumerate(classes):
+        mask = seen == number
+        alpha = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(1))
+        region = brush_region(mask, one.name)
+        region["value"]["rle"] = encode(np.asarray(alpha))
+        regions.append(region)
+    return regions
