@@ -208,6 +208,12 @@ class Stretches(Sampler[int]):
         return range(start + self.rank, min(start + self.stretch, self.total), self.ranks)
 
 
+def even_starts(length: int, side: int) -> list[int]:
+    """Where squares of `side` begin that cover a length evenly: as few as do, overlapping where they must."""
+    count = -(-length // side)
+    return [round(n * (length - side) / max(1, count - 1)) for n in range(count)]
+
+
 def to_image(pixels: Tensor) -> Tensor:
     """uint8 in [0, 255] to float in [-1, 1], any shape."""
     return pixels.float().div(127.5).sub(1)

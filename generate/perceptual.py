@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -20,13 +22,18 @@ WEIGHTS = VGG16_Weights.IMAGENET1K_V1
 
 
 class PerceptualLoss(nn.Module):
-    """Mean squared distance of VGG16's features, each position's vector at length one, summed over five levels.
+    """LPIPS: squared distance of VGG16's features, each position's vector at length one, summed over five levels.
 
-    Source: Zhang et al. 2018 (LPIPS), equation 1, with every channel weighted alike.
+    Args:
+        state: of torchvision's vgg16.
+        channels: weights (C,) of each level's channels, learnt from people's judgement.
+
+    Source: Zhang et al. 2018, equation 1.
     """
 
-    def __init__(self, state: dict[str, Tensor]) -> None:
+    def __init__(self, state: dict[str, Tensor], channels: Sequence[Tensor]) -> None:
         super().__init__()
+        self.channels = nn.ParameterList([nn.Parameter(one, requires_grad=False) for one in channels])
         self.features = make_layers(cfgs["D"])  # without the classifier, which is nine tenths of it
         prefix = "features."
         self.features.load_state_dict(
@@ -38,18 +45,31 @@ class PerceptualLoss(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
-    def forward(self, image: Tensor, other: Tensor) -> Tensor:
-        """Distance of (B, 3, H, W) images in [-1, 1]; a scalar."""
-        x = (torch.cat([image, other]) * 0.5 + 0.5 - self.mean) / self.std
-        total = x.new_zeros(())
-        for number, layer in enumerate(self.features):
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        """Distance of (B, 3, H, W) images in [-1, 1]; a scalar, whose gradient goes to `image` only."""
+        with torch.no_grad():  # half of the backward pass saved
+            wanted = self._levels(target)
+        total = image.new_zeros(())
+        for level, (a, b) in enumerate(zip(self._levels(image), wanted, strict=True)):
+            total = total + ((a - b).square() * self.channels[level][:, None, None]).sum(1).mean()
+        return total
+
+    def _levels(self, image: Tensor) -> list[Tensor]:
+        x, levels = (image * 0.5 + 0.5 - self.mean) / self.std, []
+        for number, layer in enumerate(self.features[: SLICES[-1] + 1]):
             x = cast(Tensor, layer(x))
             if number in SLICES:
-                a, b = F.normalize(x.float(), dim=1, eps=1e-10).chunk(2)
-                total = total + (a - b).square().sum(1).mean()
-            if number == SLICES[-1]:
-                break
-        return total
+                levels.append(F.normalize(x.float(), dim=1, eps=1e-10))
+        return levels
+
+
+def channel_weights() -> list[Tensor]:
+    """LPIPS's own weights of VGG16's channels, (C,) for each level; torchmetrics carries them (7 kB)."""
+    spec = find_spec("torchmetrics")  # found, not imported: that takes a second
+    assert spec is not None, "torchmetrics is a dependency"
+    path = Path(spec.origin or "").parent / "functional/image/lpips_models/vgg.pth"
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return [state[f"lin{level}.model.1.weight"].flatten() for level in range(len(SLICES))]
 
 
 def find_perceptual(source: str) -> PerceptualLoss | None:
@@ -65,7 +85,9 @@ def find_perceptual(source: str) -> PerceptualLoss | None:
     if source == "none":
         return None
     if source == "fetch":
-        return PerceptualLoss(dict(WEIGHTS.get_state_dict(progress=False, check_hash=True)))
+        return PerceptualLoss(
+            dict(WEIGHTS.get_state_dict(progress=False, check_hash=True)), channel_weights()
+        )
     path = Path(source).expanduser()
     if source == "auto":
         path = Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS.url).name
@@ -79,7 +101,7 @@ def find_perceptual(source: str) -> PerceptualLoss | None:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        return PerceptualLoss(dict(state))
+        return PerceptualLoss(dict(state), channel_weights())
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         line = str(error).splitlines()[0]
         raise UserError(f"{path}: not the state dict of torchvision's vgg16 ({line})") from error

@@ -21,6 +21,7 @@ from generate.checkpoint import load_vqgan, save_model
 from generate.conditioning import open_part, unconditional_tokens
 from generate.data import Picture, held_out_keys, load_masks, load_pictures, to_image
 from generate.gpt import GPT, Block
+from generate.likelihood import nats_a_token
 from generate.losses import next_token_loss
 from generate.presets import TransformerSettings
 from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
@@ -132,14 +133,8 @@ class TransformerStage(Stage):
         if self.checks is None:
             return
         self.gpt.eval()
-        total, (masks, paintings) = 0.0, self.checks
-        for mask, painting in zip(torch.split(masks, 8), torch.split(paintings, 8), strict=True):
-            mask, painting = mask.to(self.device), painting.to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device)):
-                logits = self.gpt(torch.cat([mask, painting[:, :-1]], dim=1))
-            total += float(next_token_loss(logits, painting)) * len(mask)
+        nats = nats_a_token(self.gpt, *self.checks)
         self.gpt.train()
-        nats = total / len(masks)
         self.history.append({"step": self.done, "held_out": nats})
         if nats < self.best:
             self.best, self.best_step = nats, self.done
