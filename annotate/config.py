@@ -50,7 +50,14 @@ class PushConfig:
 
 @dataclass(frozen=True)
 class PullConfig:
-    """Where the annotations come from."""
+    """Where the annotations come from, and what counts where several people annotated a painting."""
+
+    consensus: str = setting(
+        "latest",
+        "What counts where several people annotated one painting: the `latest` annotation, or at each pixel what "
+        "the `majority` of them sees.",
+        choices=("latest", "majority"),
+    )
 
     url: str | None = setting(
         None,

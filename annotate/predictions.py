@@ -116,7 +116,7 @@ def confidence(workspace: Workspace, key: str) -> float | None:
 def _is_open(task: Task, index: Mapping[str, Painting]) -> bool:
     """Whether nobody has begun a task, and the painting on disk is the one that it shows."""
     known = task.key in index and index[task.key].sha256 == task.sha256
-    return known and not task.annotations and not task.drafts
+    return known and task.untouched
 
 
 def _scores(

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
+from annotate.agreement import compare, majority, to_text
 from annotate.classes import ClassTable
 from annotate.config import PullConfig
 from annotate.connection import AnswerError, MissingError
 from annotate.errors import UserError
 from annotate.masks import Encoding, mask_texts, write_mask
-from annotate.paintings import Painting, read_index
+from annotate.paintings import Painting, read_index, write_index
 from annotate.progress import progress
 from annotate.regions import class_map
 from annotate.studio import Annotation, Studio, Task, connect
 from annotate.workspace import Workspace
 
 SOURCE = "annotation"  # text chunk of a pulled mask: what it was made from
+PROBLEMS = "problems"  # text chunk: what of it was left out, one line each
+COMPARED = "compared"  # text chunk: pixels by the classes that two annotators gave them
 PIXELS = "pixels"  # text chunk: pixels of each raw id, so that counting needs no decoding
 MOST_BROKEN = 5  # answers in a row that cannot be used: then it is the server, not the annotations
+SHOWN = 12  # keys that a line names
 FETCHED_AT_ONCE = 3  # the server is one Python process: more would only queue there
 
 
@@ -37,6 +42,7 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"  # the annotator pressed Skip
     DRAFT = "draft"  # begun, not submitted
     OPEN = "open"
+    UNKNOWN = "unknown label"  # no class of tool.toml
     FAILED = "failed"
 
 
@@ -45,7 +51,8 @@ class PullResult:
     """What a pull did."""
 
     outcomes: dict[str, Outcome]  # by key
-    twice: tuple[str, ...]  # keys with more than one annotation; the latest counts
+    twice: tuple[str, ...]  # keys with more than one annotation
+    consensus: str  # what counts there
     problems: tuple[str, ...]  # one line for each annotation, or part of one, that was left out
 
     def count(self, *outcomes: Outcome) -> int:
@@ -54,8 +61,13 @@ class PullResult:
     def text(self) -> str:
         parts = [f"{self.count(one)} {one}" for one in Outcome if self.count(one)]
         lines = ["masks/hand: " + (", ".join(parts) or "nothing to pull")]
+        for outcome in (one for one in Outcome if one not in (Outcome.UNCHANGED, Outcome.OPEN)):
+            keys = [key for key, one in self.outcomes.items() if one is outcome]
+            if keys:
+                lines.append(f"  {outcome}: {some(keys)}")
         if self.twice:
-            lines.append(f"annotated more than once, the latest counts: {', '.join(self.twice)}")
+            rule = "the latest counts" if self.consensus == "latest" else "the majority of annotators counts"
+            lines.append(f"annotated more than once, {rule}: {some(self.twice)}")
         return "\n".join(lines)
 
 
@@ -73,6 +85,12 @@ class Work:
         return sorted(found, key=lambda one: (one.updated_at, one.id))
 
     @property
+    def votes(self) -> list[Annotation]:
+        """The latest submitted annotation of each annotator, the latest last."""
+        found = {one.annotator: one for one in self.submitted}
+        return sorted(found.values(), key=lambda one: (one.updated_at, one.id))
+
+    @property
     def outcome(self) -> Outcome | None:
         """Known without fetching anything; None where there is an annotation to fetch."""
         if self.submitted:
@@ -86,8 +104,9 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
     """Fetch the annotations that changed since the last pull, and write them to `masks/hand`.
 
     A mask says in itself which annotation and which classes it was made from: so what is there is known even
-    after a pull that was killed, and a mask that was deleted comes back. Of several annotations the latest
-    counts. One that cannot be drawn is a problem line, and an older mask stays.
+    after a pull that was killed, and a mask that was deleted comes back. Of several annotations of one person
+    the latest counts; of several people's, what `config.consensus` says. One that cannot be drawn is a problem
+    line, now and at each later pull, and an older mask stays.
 
     Raises:
         UserError: no server, no project or no list of paintings; the server went away (what was written stays).
@@ -107,14 +126,15 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
                     problems.append(_stray(work))
             elif work.outcome is not None:
                 outcomes[work.key] = work.outcome
-            elif _is_current(workspace, work, classes):
+            elif (said := _current(workspace, work, classes, config.consensus)) is not None:
                 outcomes[work.key] = Outcome.UNCHANGED
+                problems += said
             else:
                 fetched.append(work)
 
         def fetch(work: Work) -> tuple[Outcome, list[str]] | AnswerError:
             try:
-                return _fetch(studio, workspace, index[work.key], work, classes)
+                return _fetch(studio, workspace, index[work.key], work, classes, config.consensus)
             except AnswerError as error:
                 return error
 
@@ -127,7 +147,7 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
                         broken += 1
                         if broken == MOST_BROKEN:
                             raise found
-                        found = Outcome.FAILED, [f"{_name(work)}: {found.message}"]
+                        found = Outcome.FAILED, [f"{_name(work, work.submitted[-1])}: {found.message}"]
                     else:
                         broken = 0
                     outcomes[work.key], lines = found
@@ -138,7 +158,8 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
     finally:
         studio.close()
     twice = tuple(work.key for work in works if len(work.submitted) > 1 and work.key in index)
-    result = PullResult(dict(sorted(outcomes.items())), twice, tuple(problems))
+    _keep_split(workspace, index)
+    result = PullResult(dict(sorted(outcomes.items())), twice, config.consensus, tuple(problems))
     figures = {str(one): result.count(one) for one in Outcome}
     workspace.save_report("annotate-pull", figures | {"twice": len(twice), "left_out": len(problems)})
     return result
@@ -153,51 +174,94 @@ def gather(tasks: Iterable[Task]) -> list[Work]:
     return [Work(key, tuple(found)) for key, found in by_key.items()]
 
 
+def some(keys: Sequence[str]) -> str:
+    """The first of some keys, and how many more there are."""
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(keys[:SHOWN]) + more
+
+
 def _fetch(
-    studio: Studio, workspace: Workspace, painting: Painting, work: Work, classes: ClassTable
+    studio: Studio, workspace: Workspace, painting: Painting, work: Work, classes: ClassTable, consensus: str
 ) -> tuple[Outcome, list[str]]:
-    """One annotation to one mask."""
-    latest, name = work.submitted[-1], _name(work)
-    try:
-        found = class_map(studio.result(latest.id), painting.size, classes)
-    except MissingError:
-        return Outcome.FAILED, [f"{name}: was deleted just now; pull again"]
-    except ValueError as error:
-        return Outcome.FAILED, [f"{name}: {error}"]
-    if found.unknown:
-        wanted = ", ".join(repr(label) for label in found.unknown)
-        return Outcome.FAILED, [f"{name}: no class {wanted} in tool.toml; add it there and pull again"]
-    lines = [f"{name}: {line}" for line in found.problems]
-    ids, counts = np.unique(found.ids, return_counts=True)
-    pixels = {int(one): int(count) for one, count in zip(ids, counts, strict=True)}
+    """The annotations of one painting to one mask."""
+    maps: dict[int, NDArray[np.uint8]] = {}
+    lines, worst = [], Outcome.FAILED
+    for one in work.votes:
+        name = _name(work, one)
+        try:
+            found = class_map(studio.result(one.id), painting.size, classes)
+        except MissingError:
+            lines.append(f"{name}: was deleted just now; pull again")
+            continue
+        except ValueError as error:
+            lines.append(f"{name}: {error}")
+            continue
+        if found.unknown:
+            wanted = ", ".join(repr(label) for label in found.unknown)
+            lines.append(f"{name}: no class {wanted} in tool.toml; add it there and pull again")
+            worst = Outcome.UNKNOWN
+            continue
+        lines += [f"{name}: {line}" for line in found.problems]
+        maps[one.id] = found.ids
+    if not maps or (consensus == "latest" and work.votes[-1].id not in maps):
+        return worst, lines
+    seen = list(maps.values())
+    ids = seen[-1] if consensus == "latest" else majority(seen)
     path = workspace.mask("hand", painting.key)
     before = path.exists()
-    about = {SOURCE: _source(latest, classes), PIXELS: json.dumps(pixels)}
-    write_mask(path, found.ids, Encoding.RAW, about)
+    about = {SOURCE: _source(work, classes, consensus), PIXELS: json.dumps(_pixels(ids))}
+    if lines:
+        about[PROBLEMS] = json.dumps(lines)
+    if len(seen) > 1:
+        about[COMPARED] = to_text(compare(seen))
+    write_mask(path, ids, Encoding.RAW, about)
     return (Outcome.CHANGED if before else Outcome.NEW), lines
 
 
-def _is_current(workspace: Workspace, work: Work, classes: ClassTable) -> bool:
-    """Whether the mask on disk was made from the annotation that counts, with the same classes."""
+def _pixels(ids: NDArray[np.uint8]) -> dict[int, int]:
+    found, counts = np.unique(ids, return_counts=True)
+    return {int(one): int(count) for one, count in zip(found, counts, strict=True)}
+
+
+def _current(workspace: Workspace, work: Work, classes: ClassTable, consensus: str) -> list[str] | None:
+    """The problem lines of the mask on disk, if it was made from the annotations that count, with the same
+    classes; else None."""
     path = workspace.mask("hand", work.key)
     if not path.exists():
-        return False
+        return None
     try:
-        return mask_texts(path).get(SOURCE) == _source(work.submitted[-1], classes)
+        texts = mask_texts(path)
     except UserError:  # damaged: it is written again
-        return False
+        return None
+    if texts.get(SOURCE) != _source(work, classes, consensus):
+        return None
+    try:
+        said = json.loads(texts.get(PROBLEMS, "[]"))
+    except ValueError:
+        return None
+    return [str(line) for line in said] if isinstance(said, list) else None
 
 
-def _source(annotation: Annotation, classes: ClassTable) -> str:
+def _source(work: Work, classes: ClassTable, consensus: str) -> str:
+    """What a mask is made of: the annotations, how they are joined, and the classes."""
     table = hashlib.sha256(json.dumps(classes.as_list()).encode()).hexdigest()[:12]
-    return f"{annotation.id} {annotation.updated_at} {table}"
+    votes = [f"{one.id} {one.updated_at}" for one in work.votes]
+    return " ".join([*votes, *([consensus] if len(votes) > 1 else []), table])
 
 
-def _name(work: Work) -> str:
-    """What the annotation that counts is called in messages."""
-    latest = work.submitted[-1]
-    task = next(task.id for task in work.tasks if latest in task.annotations)
-    return f"{work.key} (task {task}, annotation {latest.id})"
+def _keep_split(workspace: Workspace, index: Mapping[str, Painting]) -> None:
+    """A painting that a person annotated, sent by a review or by hand, is no longer the model's to label."""
+    hand = set(workspace.keys_with_mask("hand"))
+    late = {key for key, one in index.items() if one.split != "hand" and key in hand}
+    if late:
+        rows = (replace(one, split="hand") if key in late else one for key, one in index.items())
+        write_index(workspace, rows)
+
+
+def _name(work: Work, annotation: Annotation) -> str:
+    """What an annotation is called in messages."""
+    task = next(task.id for task in work.tasks if annotation in task.annotations)
+    return f"{work.key} (task {task}, annotation {annotation.id})"
 
 
 def _stray(work: Work) -> str:

@@ -81,7 +81,8 @@ def push(workspace: Workspace, folder: Path, config: PushConfig) -> PushResult:
         there = _tasks_by_key(studio, project)
         changed = [one for key, one in index.items() if key in there and there[key].sha256 != one.sha256]
         for one in changed:  # the list keeps the painting that the annotations belong to
-            index[one.key] = replace(known.get(one.key, one), split="hand")
+            index[one.key] = known.get(one.key, replace(one, split="hand"))
+        _set_aside(workspace, index, known)
         kept = {key: one for key, one in known.items() if key not in index and one.file(workspace).exists()}
         if index | kept != known:
             write_index(workspace, (index | kept).values())
@@ -148,6 +149,27 @@ def _refuse_two_folders(
                 f"{before.file(workspace)} and {one.file(workspace)} share the key {one.key!r}; "
                 "rename one of them, or take another --workspace for the other folder"
             )
+
+
+def _set_aside(workspace: Workspace, index: Mapping[str, Painting], known: Mapping[str, Painting]) -> None:
+    """Take the masks of paintings that are others now out of the way; what a person drew is kept.
+
+    Before the list is written: a push that is killed in between does it again.
+    """
+    for key, one in index.items():
+        before = known.get(key)
+        if before is None or before.sha256 == one.sha256:
+            continue
+        path = workspace.mask("hand", key)
+        if path.exists():
+            old = workspace.root / "masks" / "outdated" / f"{key}.{before.sha256[:8]}.png"
+            old.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(old)
+            note(
+                f"{one.file(workspace)}: another painting than before; the mask of the old one lies in {old}"
+            )
+        for kind in ("pseudo", "confidence"):
+            workspace.mask(kind, key).unlink(missing_ok=True)
 
 
 def _tasks_by_key(studio: Studio, project: int) -> dict[str, Task]:

@@ -31,6 +31,7 @@ from annotate.page import (
 )
 from annotate.paintings import Painting, load_painting, read_index
 from annotate.progress import progress
+from annotate.standing import annotators_agreement
 from annotate.workspace import Workspace
 from demo.figures import STEPS, readable
 from generate.compose import MADE_OF
@@ -58,6 +59,7 @@ def build_report(workspace: Workspace, title: str = "From paintings to new paint
         new_paintings,
         every_step,
         label_quality,
+        agreement,
         hand_masks,
         pseudo_masks,
         training,
@@ -144,6 +146,21 @@ def label_quality(workspace: Workspace, index: Mapping[str, Painting]) -> str:
     text = f"Measured by {how} ({found.get('paintings')} paintings). A dash: it does not occur."
     parts = table(("class", "IoU", "precision", "recall"), rows)
     return section("How good the labels are", text if how else "", parts)
+
+
+def agreement(workspace: Workspace, index: Mapping[str, Painting]) -> str:
+    """How far several annotators of the same paintings agree, class by class."""
+    keys = [key for key in workspace.keys_with_mask("hand") if key in index]
+    found = annotators_agreement(workspace, keys)
+    if found is None:
+        return ""
+    rows = [(one.name, one.iou, one.kappa) for one in found.classes]
+    rows.append(("all classes", None, found.kappa))
+    text = (
+        f"{found.paintings} paintings were annotated by several people: what each pair of them gave the same "
+        "pixels. Kappa is 1 where they always agree, 0 where they agree as often as by chance."
+    )
+    return section("How far the annotators agree", text, table(("class", "IoU", "Cohen's kappa"), rows))
 
 
 def hand_masks(workspace: Workspace, index: Mapping[str, Painting]) -> str:

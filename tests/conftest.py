@@ -32,8 +32,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     if importlib.util.find_spec("label_studio") is None:
         absent("label-studio")
     workspace = Workspace(tmp_path_factory.mktemp("studio") / "embedded")
-    server.start(workspace)
     try:
+        server.start(workspace)
         yield workspace
     finally:
         server.stop(workspace)

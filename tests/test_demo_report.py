@@ -12,10 +12,12 @@ import pytest
 from golden_models import mask_codes, painting_codes, transformer
 from PIL import Image
 
+from annotate.agreement import compare, to_text
 from annotate.errors import UserError
-from annotate.masks import Encoding, shift, write_mask
+from annotate.masks import Encoding, read_mask, shift, write_mask
 from annotate.page import curve, duration, page
 from annotate.paintings import Painting, write_index
+from annotate.pull import COMPARED
 from annotate.workspace import Workspace
 from demo.figures import STEPS, readable
 from demo.flow import STAND_IN
@@ -167,6 +169,18 @@ def test_a_workspace_with_parts_missing(tmp_path: Path) -> None:
     assert "Annotated paintings" in reader.texts
     for heading in ("New paintings", "Labelled by the model", "How good the labels are", "How training went"):
         assert heading not in reader.texts
+
+
+def test_annotators_who_share_a_painting_are_compared(tmp_path: Path) -> None:
+    workspace = start(tmp_path / "work")
+    other = read_mask(workspace.mask("hand", NASTY), Encoding.RAW)
+    assert "How far the annotators agree" not in read(build_report(workspace)).texts
+    counts = compare([other, np.full_like(other, 156)])
+    write_mask(workspace.mask("hand", NASTY), other, Encoding.RAW, {COMPARED: to_text(counts)})
+    texts = read(build_report(workspace)).texts
+    assert "How far the annotators agree" in texts
+    sky = texts[texts.index("How far the annotators agree") :]
+    assert f"{(other == 156).mean():.3f}" in sky[sky.index("sky") :][:3]
 
 
 def test_a_mask_that_changed_after_the_sample_is_not_shown_as_its_own(tmp_path: Path) -> None:

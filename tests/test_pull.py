@@ -186,7 +186,8 @@ def test_one_bad_annotation_is_named_and_the_rest_goes_on(annotator: Annotator) 
     assert "no class 'submarine' in tool.toml; add it there and pull again" in done.stderr
     assert f"a (task {annotator.tasks['a']}, annotation" in done.stderr
     assert f"b (task {annotator.tasks['b']}, annotation" in done.stderr
-    assert "1 new, 2 failed" in done.stdout
+    assert "1 new, 1 unknown label, 1 failed" in done.stdout
+    assert "  unknown label: a\n" in done.stdout
     assert np.array_equal(annotator.mask("a"), good), "the older mask stays"
     assert not annotator.workspace.mask("hand", "b").exists()
     assert np.array_equal(annotator.mask("sub/Été #3 'x'"), good)
@@ -269,11 +270,12 @@ def test_status_counts_what_a_person_wants_to_know(annotator: Annotator) -> None
     counts = {one.name: (one.paintings, one.pixels) for one in found.classes}
     assert counts["road"] == (2, 2 * 10 * 35)
     assert counts["sky"] == (2, 2 * (45 * 70 - 350))
-    assert found.unseen == ["water", "trees", "buildings", "street light"]
+    assert found.unseen == ("water", "trees", "buildings", "street light")
+    assert (found.review, found.agreement) == (0, None)
     assert found.unlabelled == pytest.approx(0.1)
     done = CliRunner().invoke(annotate, ["status", "-w", str(annotator.workspace.root)])
     assert "2 of 3 annotated, 1 left (0 begun, 0 skipped); about 2 min more" in done.stdout
-    assert "annotated more than once, the latest counts: b" in done.stdout
+    assert "annotated more than once: b" in done.stdout
     assert "no annotated painting shows: water, trees, buildings, street light" in done.stdout
     shown = json.loads(
         CliRunner().invoke(annotate, ["status", "--json", "-w", str(annotator.workspace.root)]).stdout
