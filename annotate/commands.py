@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from annotate.config import PullConfig, PushConfig
+from annotate.config import PullConfig, PushConfig, ReviewConfig
 from annotate.options import emit, json_option, settings, workspace_option
 
 if TYPE_CHECKING:
@@ -80,6 +80,37 @@ def status(workspace: Workspace, as_json: bool) -> None:
 
     result = standing(workspace)
     emit(result, as_json, result.text())
+
+
+@annotate.command()
+@workspace_option
+@json_option
+@settings(ReviewConfig)
+def review(workspace: Workspace, as_json: bool, config: ReviewConfig) -> None:
+    """Send the paintings that the model is least sure of back to Label Studio, pre-annotated, worst first.
+
+    What is corrected there becomes a hand mask at the next pull, and training uses it.
+
+    \b
+    Example:
+      tool annotate review --count 20
+    """
+    from annotate.review import review as run
+
+    result = run(workspace, config)
+    lines = [
+        f"{len(result.keys)} paintings to review: {result.added} sent now, {result.there} there",
+        *(
+            f"  {key}" + ("" if sure is None else f"  {sure:.0%} sure")
+            for key, sure in zip(result.keys, result.sure, strict=True)
+        ),
+        result.predictions.text(),
+        f"review at {result.url}",
+        *_login_lines(result.login),
+        "then: tool annotate pull, and tool segment train",
+    ]
+    shown = {name: value for name, value in asdict(result).items() if name != "login"}
+    emit(shown, as_json, "\n".join(lines), result.problems)
 
 
 @annotate.command()

@@ -49,6 +49,22 @@ class PushConfig:
 
 
 @dataclass(frozen=True)
+class ReviewConfig:
+    """How many of the model's labels a person looks at."""
+
+    count: int = setting(20, "How many paintings shall lie in the queue.", low=1)
+    regions: str = setting(
+        PushConfig.regions,
+        "Form of the pseudo masks: `brush` shows every pixel, `polygon` has outlines to within a pixel.",
+        choices=("brush", "polygon"),
+    )
+    url: str | None = setting(
+        None,
+        "Label Studio's address, or `embedded`.  [default: LABEL_STUDIO_URL, then tool.toml's, then embedded]",
+    )
+
+
+@dataclass(frozen=True)
 class PullConfig:
     """Where the annotations come from, and what counts where several people annotated a painting."""
 

@@ -52,7 +52,12 @@ class AttachResult:
 
 
 def attach(
-    workspace: Workspace, studio: Studio, project: int, index: Mapping[str, Painting], form: str
+    workspace: Workspace,
+    studio: Studio,
+    project: int,
+    index: Mapping[str, Painting],
+    form: str,
+    order: Mapping[str, float] | None = None,
 ) -> AttachResult:
     """Give every task that nobody has begun the pseudo mask of its painting, to be corrected in the editor.
 
@@ -60,8 +65,9 @@ def attach(
     have some, are not touched.
 
     Args:
-        index: the paintings by key.
+        index: the paintings by key; tasks of others are left alone.
         form: `brush` or `polygon`.
+        order: the scores by key, instead of how sure the model is of each.
 
     Raises:
         UserError: the server's refusal.
@@ -73,7 +79,7 @@ def attach(
     first = None
     for attempt in range(ROUNDS):
         tasks = [task for task in studio.tasks(project) if _is_open(task, index)]
-        scores = _scores(workspace, tasks, classes, form, problems)
+        scores = _scores(workspace, tasks, classes, form, order or {}, problems)
         stale = {task.id: task for task in tasks if task.id in scores and not _has(task, scores[task.id])}
         first = len(stale) if first is None else first
         guesses = _guesses(workspace, stale.values(), index, scores, cast(Form, form), problems)
@@ -120,7 +126,12 @@ def _is_open(task: Task, index: Mapping[str, Painting]) -> bool:
 
 
 def _scores(
-    workspace: Workspace, tasks: list[Task], classes: ClassTable, form: str, problems: dict[str, str]
+    workspace: Workspace,
+    tasks: list[Task],
+    classes: ClassTable,
+    form: str,
+    order: Mapping[str, float],
+    problems: dict[str, str],
 ) -> dict[int, float]:
     """The score of each task whose painting has a pseudo mask: how sure the model is, and a fingerprint."""
     table = [classes.as_list(), form]
@@ -130,7 +141,7 @@ def _scores(
         if not path.exists():
             continue
         try:
-            sure = confidence(workspace, task.key) or 0.0
+            sure = order[task.key] if task.key in order else confidence(workspace, task.key) or 0.0
             made_of = json.dumps([mask_digest(path), task.size, table])
         except UserError as error:
             problems[task.key] = error.message

@@ -78,7 +78,7 @@ def push(workspace: Workspace, folder: Path, config: PushConfig) -> PushResult:
         project, fresh = studio.open_project(workspace)
         if fresh and settings.studio_project is not None:
             note(f"project {settings.studio_project} is not on {studio.url}: made project {project}")
-        there = _tasks_by_key(studio, project)
+        there = tasks_by_key(studio, project)
         changed = [one for key, one in index.items() if key in there and there[key].sha256 != one.sha256]
         for one in changed:  # the list keeps the painting that the annotations belong to
             index[one.key] = known.get(one.key, replace(one, split="hand"))
@@ -87,7 +87,7 @@ def push(workspace: Workspace, folder: Path, config: PushConfig) -> PushResult:
         if index | kept != known:
             write_index(workspace, (index | kept).values())
         missing = [one for key, one in index.items() if key in chosen and key not in there]
-        added, failed = _add(studio, project, missing, workspace, max_side)
+        added, failed = send(studio, project, missing, workspace, max_side)
         attached = attach(workspace, studio, project, index, config.regions) if config.predictions else None
     finally:
         studio.close()
@@ -172,7 +172,7 @@ def _set_aside(workspace: Workspace, index: Mapping[str, Painting], known: Mappi
             workspace.mask(kind, key).unlink(missing_ok=True)
 
 
-def _tasks_by_key(studio: Studio, project: int) -> dict[str, Task]:
+def tasks_by_key(studio: Studio, project: int) -> dict[str, Task]:
     """The server's tasks of ours; of two with one key, an untouched one is removed.
 
     Two can only come of a connection that broke while the server went on working.
@@ -192,7 +192,7 @@ def _tasks_by_key(studio: Studio, project: int) -> dict[str, Task]:
     return by_key
 
 
-def _add(
+def send(
     studio: Studio, project: int, missing: list[Painting], workspace: Workspace, max_side: int
 ) -> tuple[int, list[str]]:
     """Send the missing paintings. Returns how many tasks were made, and a line for each that could not be."""
@@ -214,14 +214,14 @@ def _add(
             except UnsureError:
                 broken = True
                 failed.clear()
-                there = _tasks_by_key(studio, project)
+                there = tasks_by_key(studio, project)
                 advance(sum(one.key in there for one in waiting))
                 waiting = [one for one in waiting if one.key not in there]
                 fruitless = 0 if len(waiting) < before else fruitless + 1
                 if fruitless == ROUNDS:
                     raise
     if broken:  # what was cut off may have been done after the look at the list
-        _tasks_by_key(studio, project)
+        tasks_by_key(studio, project)
     return len(missing) - len(failed), failed
 
 

@@ -33,6 +33,7 @@ MOST_TASKS = 250_000  # of one project; a listing without end stops there
 # listing stays small however much was drawn.
 _LISTED = ["id", "data", "annotations", "drafts", "updated_at", "was_cancelled", "lead_time", "completed_by"]
 _LISTED += ["predictions", "model_version", "score"]
+QUEUE = "Review: least sure first"  # a tab of the project's page
 MODEL = "impasto"  # the name of our predictions; one for all, as only those of the project's model are shown
 
 
@@ -288,6 +289,39 @@ class Studio:
             )
         if any(about.get(name) != value for name, value in shown.items()):
             self.connection.send("PATCH", f"api/projects/{project}/", repeat=True, json=shown)
+
+    def queue_by_score(self, project: int) -> int:
+        """Have tasks come in the order of our pre-annotations' scores, the lowest first.
+
+        Returns:
+            The id of the tab of the project's page that lists them so.
+        """
+        self.connection.send(
+            "PATCH", f"api/projects/{project}/", repeat=True, json={"sampling": "Uncertainty sampling"}
+        )
+        asked = {"total_annotations": ("equal", 0), "total_predictions": ("greater", 0)}
+        filters = [
+            {"filter": f"filter:tasks:{name}", "operator": operator, "type": "Number", "value": value}
+            for name, (operator, value) in asked.items()
+        ]
+        data = {
+            "title": QUEUE,
+            "type": "list",
+            "target": "tasks",
+            "filters": {"conjunction": "and", "items": filters},
+            "ordering": ["tasks:predictions_score"],
+        }
+        tabs = self.connection.get("api/dm/views/", {"project": project})
+        with self._understood():
+            for tab in tabs if isinstance(tabs, list) else []:
+                about = answers.fields(tab)
+                if answers.fields(about.get("data")).get("title") == QUEUE:
+                    return answers.number(about, "id")
+        made = self.connection.send(
+            "POST", "api/dm/views/", repeat=False, json={"project": project, "data": data}
+        )
+        with self._understood():
+            return answers.number(answers.fields(made), "id")
 
     def drop_predictions(self, project: int, tasks: Sequence[Task]) -> None:
         """Remove our pre-annotations of some tasks, and nobody else's."""
