@@ -80,12 +80,15 @@ def settings(config: type, presets: Mapping[str, Any] | None = None) -> Callable
 
 
 def _option(one: dataclasses.Field[Any], hint: Any, preset: bool) -> Callable[[Any], Any]:
-    flag = "--" + one.name.replace("_", "-")
+    flag = "--" + one.name.rstrip("_").replace("_", "-")  # `from_` is Python's way to say --from
     about = one.metadata
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    several = typing.get_origin(hint) is tuple  # tuple[str, ...]: may be given more than once
+    if several:
+        hint = typing.get_args(hint)[0]
     shown = "from the preset" if preset else ("none" if one.default is None else str(one.default))
-    shown = "" if one.default is None and not preset else f"  [default: {shown}]"
+    shown = "" if (one.default is None or several) and not preset else f"  [default: {shown}]"
     text = about["help"] + shown
     if hint is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", one.name, default=None, help=text)
@@ -98,7 +101,7 @@ def _option(one: dataclasses.Field[Any], hint: Any, preset: bool) -> Callable[[A
         kind = click.IntRange(about["low"], about["high"])
     elif hint is float and (about["low"] is not None or about["high"] is not None):
         kind = click.FloatRange(about["low"], about["high"])
-    return click.option(flag, one.name, type=kind, default=None, help=text)
+    return click.option(flag, one.name, type=kind, default=None, multiple=several, help=text)
 
 
 def workspace_option(command: Command) -> Command:

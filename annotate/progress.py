@@ -54,9 +54,9 @@ def _plain(title: str, total: int) -> Iterator[Callable[..., None]]:
     done, latest = 0, ""
 
     def line() -> None:
-        click.echo(
-            f"{title}: {done}/{total}  {time.monotonic() - started:.0f} s  {latest}".rstrip(), err=True
-        )
+        spent = time.monotonic() - started
+        left = f", {spent * (total - done) / done:.0f} s left" if 0 < done < total else ""
+        click.echo(f"{title}: {done}/{total}  {spent:.0f} s{left}  {latest}".rstrip(), err=True)
 
     def advance(steps: int = 1, note: str | None = None) -> None:
         nonlocal done, last, latest

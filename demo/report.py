@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from annotate.standing import annotators_agreement
 from annotate.workspace import Workspace
 from demo.figures import STEPS, readable
 from generate.compose import MADE_OF
+from generate.recipe import digest as mask_digest
 
 ROWS = 12  # paintings shown of each kind
 GRIDS = {  # pictures that training leaves in reports/
@@ -191,11 +191,6 @@ def training(workspace: Workspace, index: Mapping[str, Painting]) -> str:
     return section("How training went", "", *parts) if parts else ""
 
 
-def digest_of(shifted: NDArray[np.uint8]) -> str:
-    """What a recipe calls `mask_sha256`: of the (H, W) shifted ids."""
-    return hashlib.sha256(repr(shifted.shape).encode() + shifted.tobytes()).hexdigest()[:16]
-
-
 def _mask_rows(
     workspace: Workspace, kind: str, index: Mapping[str, Painting], keys: Sequence[str]
 ) -> list[str]:
@@ -239,12 +234,12 @@ def _asked_for(
     for key in workspace.keys_with_mask("shifted"):
         if key.rsplit("/", 1)[-1] == name:
             ids = read_mask(workspace.mask("shifted", key), Encoding.SHIFTED)
-            if digest_of(ids) == digest:
+            if mask_digest(ids) == digest:
                 return [(f"asked for: the mask of {key}", colour(unshift(ids), classes))], key
     path = workspace.composition(name)
     if path.is_file() and mask_encoding(path) is Encoding.RAW:
         raw = read_mask(path, Encoding.RAW)
-        if digest_of(shift(raw, n_labels=256)) == digest:
+        if mask_digest(shift(raw, n_labels=256)) == digest:
             made_of = mask_texts(path).get(MADE_OF, name)
             return [(f"asked for: {made_of}", colour(raw, classes))], ""
     return [], ""

@@ -37,6 +37,8 @@ def sample_command(workspace: Workspace, as_json: bool, device: str, config: Sam
     \b
     Example:
       tool generate sample --mask scene-000 --count 4 --seed 1
+      tool generate sample --from scene-000 --repaint trees --guidance 1.5
+      tool generate sample --recipe samples/scene-000-seed1-00.png
     """
     from generate.sample import sample
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,29 @@ class Painted:
     log_likelihood: Tensor  # (B,) mean over tokens, in nats, at temperature 1
 
 
+@dataclass(frozen=True)
+class Given:
+    """Tokens that stand already: they are seen by what is painted after them, and not painted themselves."""
+
+    tokens: Tensor  # (h, w) int64
+    where: Tensor  # (h, w) bool
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: logits lead `scale` times as far from those of a mask that says nothing.
+
+    Source: Ho & Salimans 2021, Classifier-Free Diffusion Guidance, equation 6, on logits (1 = unguided).
+    """
+
+    scale: float
+    unconditional: Tensor  # (1, h, w) mask tokens of a canvas about which nothing is said
+
+
+def _not_followed(tokens: Tensor, painted: Tensor) -> None:
+    """Nobody looks on."""
+
+
 def paint_tokens(
     decoder: Decoder,
     mask_tokens: Tensor,
@@ -70,6 +93,9 @@ def paint_tokens(
     numbers: Sequence[int] | None = None,
     advance: Callable[[int], object] = lambda tokens: None,
     codes: int | None = None,
+    given: Given | None = None,
+    guidance: Guidance | None = None,
+    follow: Callable[[Tensor, Tensor], object] = _not_followed,
 ) -> Painted:
     """Paint a batch of canvases.
 
@@ -82,6 +108,10 @@ def paint_tokens(
         numbers: the painting's number of each row, for its noise; 0..B - 1 without.
         advance: called with the number of tokens painted, for a progress bar.
         codes: rows of the painting's codebook; tokens of a larger vocabulary are never drawn.
+        given: tokens that are kept, on every canvas of the batch.
+        guidance: both conditions share each step, so a batch takes twice the memory.
+        follow: called before the first and after every few tokens with the canvases so far, (B, h, w), and what of them is
+            painted or given, (h, w) bool. Both go on changing.
 
     Raises:
         ValueError: a canvas smaller than the window, or a stride that is neither 1 nor half a window.
@@ -92,12 +122,16 @@ def paint_tokens(
         raise ValueError(f"canvas {height} x {width} tokens is smaller than the window of {side} x {side}")
     if stride not in (1, side // 2):
         raise ValueError(f"stride {stride}; 1 or {side // 2} would do")
-    canvas = _Canvas(decoder, mask_tokens, chance, list(numbers or range(batch)), advance, codes)
+    canvas = _Canvas(decoder, mask_tokens, chance, list(numbers or range(batch)), codes, given, guidance)
     waves = exact_waves(height, width, side) if stride == 1 else block_waves(height, width, side)
+    missing = int((~canvas.painted).sum())
+    follow(canvas.tokens, canvas.painted)
     with torch.inference_mode():
         for wave in waves:
-            canvas.paint(wave)
-    return Painted(canvas.tokens, canvas.log_likelihood / (height * width))
+            for count in canvas.paint(wave):
+                advance(count)
+                follow(canvas.tokens, canvas.painted)
+    return Painted(canvas.tokens, canvas.log_likelihood / max(missing, 1))
 
 
 class _Canvas:
@@ -109,53 +143,67 @@ class _Canvas:
         mask_tokens: Tensor,
         chance: Chance,
         numbers: list[int],
-        advance: Callable[[int], object],
         codes: int | None,
+        given: Given | None,
+        guidance: Guidance | None,
     ) -> None:
-        self.codes = codes
-        self.decoder, self.chance, self.numbers, self.advance = decoder, chance, numbers, advance
-        self.mask_tokens = mask_tokens
+        self.decoder, self.chance, self.numbers, self.codes = decoder, chance, numbers, codes
+        self.scale = guidance.scale if guidance else 1.0
+        self.conditions = [mask_tokens]  # (B, h, w) each; the second says nothing
+        if guidance:
+            self.conditions.append(guidance.unconditional.expand_as(mask_tokens))
         self.tokens = torch.zeros_like(mask_tokens)
+        self.painted = torch.zeros(mask_tokens.shape[1:], dtype=torch.bool)
+        if given:
+            self.painted |= given.where.cpu()
+            self.tokens[:, given.where] = given.tokens.to(mask_tokens)[given.where]
         self.log_likelihood = torch.zeros(len(mask_tokens))
         self.side = decoder.config.window
         self.kept: dict[tuple[int, int], Session] = {}  # sessions of single windows that will be asked again
 
-    def paint(self, wave: list[Task]) -> None:
-        """Paint the tasks of one wave; those with the same places share a batch."""
+    def paint(self, wave: list[Task]) -> Iterator[int]:
+        """Paint the tasks of one wave; those with the same places share a batch. Yields how many tokens were painted."""
         groups: dict[tuple[int, ...], list[Task]] = defaultdict(list)
         for task in wave:
-            groups[task.places].append(task)
+            groups[self._missing(task)].append(task)
         for places, tasks in groups.items():
             if places:
-                self._paint_group(places, tasks)
+                yield from self._paint_group(places, tasks)
 
-    def _paint_group(self, places: tuple[int, ...], tasks: list[Task]) -> None:
+    def _missing(self, task: Task) -> tuple[int, ...]:
+        """The task's places that are not given."""
+        window = self.painted[task.top : task.top + self.side, task.left : task.left + self.side].flatten()
+        return tuple(place for place in task.places if not window[place])
+
+    def _paint_group(self, places: tuple[int, ...], tasks: list[Task]) -> Iterator[int]:
         known = self._windows(self.tokens, tasks)  # (tasks B, side side)
         session = self._session(places, tasks)
         cells = self.side * self.side
+        both = len(self.conditions)
         logits: Tensor | None = None
         for place in places:
             missing = cells + place - session.seen
             if missing:  # known tokens that lie between the last one drawn and this one
                 first = session.seen - cells
                 if first < 0:
-                    tokens = torch.cat([self._windows(self.mask_tokens, tasks), known[:, :place]], 1)
+                    masks = torch.cat([self._windows(one, tasks) for one in self.conditions])
+                    tokens = torch.cat([masks, known[:, :place].repeat(both, 1)], 1)
                     tokens = tokens[:, session.seen :]
                 else:
-                    tokens = known[:, first:place]
+                    tokens = known[:, first:place].repeat(both, 1)
                 logits = session.feed(tokens)
             assert logits is not None, "places ascend, so something is always missing"
             known[:, place] = self._draw(logits, place, tasks)
-        self._put(places, tasks, known)
+            self._put(place, tasks, known[:, place])
+            yield len(known)
         self._keep(tasks, session)
-        self.advance(len(places) * len(known))
 
     def _session(self, places: tuple[int, ...], tasks: list[Task]) -> Session:
         where = (tasks[0].top, tasks[0].left)
         kept = self.kept.pop(where, None) if len(tasks) == 1 else None
         if kept is not None and kept.seen <= self.side**2 + places[0]:
             return kept
-        return self.decoder.session(len(tasks) * len(self.tokens))
+        return self.decoder.session(len(self.conditions) * len(tasks) * len(self.tokens))
 
     def _keep(self, tasks: list[Task], session: Session) -> None:
         """A window that has not moved goes on from here: keep its keys and values, and those of a few others."""
@@ -171,15 +219,17 @@ class _Canvas:
 
     def _draw(self, logits: Tensor, place: int, tasks: list[Task]) -> Tensor:
         row, column = divmod(place, self.side)
-        logits = logits[:, : self.codes]
+        told, *silent = logits[:, : self.codes].chunk(len(self.conditions))
+        guided = silent[0] + self.scale * (told - silent[0]) if silent else told
         places = [(number, t.top + row, t.left + column) for t in tasks for number in self.numbers]
-        drawn = self.chance.draw(logits, places)
-        likely = logits.log_softmax(1).gather(1, drawn[:, None])[:, 0]
+        drawn = self.chance.draw(guided, places)
+        likely = told.log_softmax(1).gather(1, drawn[:, None])[:, 0]
         self.log_likelihood += likely.view(len(tasks), -1).sum(0).cpu()
         return drawn
 
-    def _put(self, places: tuple[int, ...], tasks: list[Task], known: Tensor) -> None:
-        for task, window in zip(tasks, known.view(len(tasks), -1, self.side**2), strict=True):
-            for place in places:
-                row, column = divmod(place, self.side)
-                self.tokens[:, task.top + row, task.left + column] = window[:, place]
+    def _put(self, place: int, tasks: list[Task], drawn: Tensor) -> None:
+        """Set one place of each task's window: drawn is (tasks B,)."""
+        row, column = divmod(place, self.side)
+        for task, tokens in zip(tasks, drawn.view(len(tasks), -1), strict=True):
+            self.tokens[:, task.top + row, task.left + column] = tokens
+            self.painted[task.top + row, task.left + column] = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,19 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from annotate.errors import UserError
-from annotate.files import read_json, whole_file, write_json
-from annotate.progress import progress
+from annotate.files import whole_file
+from annotate.progress import note, progress
 from annotate.workspace import Workspace
-from generate.canvas import resize_canvas
 from generate.checkpoint import load_gpt, load_vqgan
-from generate.compose import parse_size, read_composition
+from generate.composition import Checked, check_composition
+from generate.conditioning import unconditional_tokens
 from generate.decoding import Decoder
 from generate.gpt import GPT
-from generate.painting import Chance, paint_tokens
+from generate.live import Live
+from generate.order import Order, read_order
+from generate.painting import Chance, Guidance, paint_tokens
+from generate.recipe import free_path, recipe_beside, write_painting
 from generate.sample_config import SampleConfig
 from generate.vqgan import VQGAN
 from segment.device import choose_device
@@ -54,6 +54,17 @@ class SampleResult:
     tokens: int  # a painting
     seconds: float
     tokens_a_second: float
+    departures: tuple[str, ...]  # of the mask from the workspace's own paintings, in words
+    nearest: str | None  # key of the painting whose mask is most like it
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One painting to make."""
+
+    number: int
+    path: Path
+    recipe: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,31 +117,26 @@ def sample(workspace: Workspace, config: SampleConfig, device: str = "auto") -> 
     Raises:
         UserError: no models, no such mask, a mask in another encoding, or with an id that has no channel.
     """
-    name, ids = read_composition(workspace, config.mask, config.encoding)
+    order = read_order(workspace, config)
+    config = order.config
     place = choose_device(device)
     models = load_models(workspace, place)
-    check_channels(ids, models.mask_codes.config.in_channels, config.mask)
-    if config.size is not None:
-        ids = resize_canvas(ids, parse_size(config.size))
-    recipes = [_recipe(config, name, ids, models, number) for number in range(config.count)]
-    stem = f"{Path(name).name}-seed{config.seed}"
-    paths = [_path(config.out or workspace.samples, f"{stem}-{n:02d}", one) for n, one in enumerate(recipes)]
-    missing = [n for n, path in enumerate(paths) if read_recipe(path) is None or _lacks_tokens(config, path)]
+    _same_models(order, models)
+    check_channels(order.ids, models.mask_codes.config.in_channels, order.name)
+    checked = check_composition(workspace, order.ids) if config.check else Checked((), None)
+    for line in checked.departures:
+        note(f"composition: {line}")
+    works = [_work(order, models, config.out or workspace.samples, number) for number in order.numbers]
+    missing = [one for one in works if _lacks(config, one)]
     started = time.monotonic()
-    mask_tokens = encode_canvas(models, ids, place)
-    likely: dict[int, float] = {}
-    for number, painted, likelihood in _paint(models, mask_tokens, config, missing):
-        (picture,) = decode_canvas(models.painting_codes, painted[None], ids.shape)
-        if config.save_tokens:
-            write_tokens(paths[number].with_suffix(".npy"), painted)
-        write_sample(paths[number], picture, recipes[number])
-        likely[number] = likelihood
+    likely = dict(_paint(models, order, missing, place))
     spent = time.monotonic() - started
-    size, count = (ids.shape[0], ids.shape[1]), mask_tokens.numel()
-    made = (Sample(str(path), config.seed, n, size, likely.get(n)) for n, path in enumerate(paths))
-    result = SampleResult(name, tuple(made), count, spent, count * len(missing) / spent)
+    size, count = (order.ids.shape[0], order.ids.shape[1]), _tokens(models, order)
+    made = (Sample(str(one.path), config.seed, one.number, size, likely.get(one.number)) for one in works)
+    speed = count * len(missing) / spent
+    result = SampleResult(order.name, tuple(made), count, spent, speed, checked.departures, checked.nearest)
     if missing:
-        figures = {"mask": name, "paintings": len(missing), "tokens_a_second": result.tokens_a_second}
+        figures = {"mask": order.name, "paintings": len(missing), "tokens_a_second": result.tokens_a_second}
         workspace.save_report("generate-sample", {**figures, "seconds": spent})
     return result
 
@@ -147,14 +153,18 @@ def check_channels(ids: Ids, n_labels: int, where: str) -> None:
 
 def encode_canvas(models: Models, ids: Ids, device: torch.device) -> Tensor:
     """Mask tokens (1, h, w) of a canvas of any size: padded by its own borders to whole tokens and windows."""
-    factor = models.mask_codes.config.downsampling
-    least = models.transformer.config.window * factor
-    height, width = (max(-(-side // factor) * factor, least) for side in ids.shape)
+    height, width = (side * models.mask_codes.config.downsampling for side in _grid(models, ids))
     padded = np.pad(ids, ((0, height - ids.shape[0]), (0, width - ids.shape[1])), mode="edge")
     with torch.inference_mode():
         return models.mask_codes.encode_mask(
             torch.from_numpy(padded.astype(np.int64))[None].to(device)
         ).indices
+
+
+def _grid(models: Models, ids: Ids) -> tuple[int, int]:
+    """(h, w) of a canvas in tokens: whole ones, and at least a window."""
+    factor, least = models.mask_codes.config.downsampling, models.transformer.config.window
+    return max(-(-ids.shape[0] // factor), least), max(-(-ids.shape[1] // factor), least)
 
 
 def decode_canvas(codes: VQGAN, tokens: Tensor, size: tuple[int, ...]) -> list[NDArray[np.uint8]]:
@@ -168,74 +178,83 @@ def decode_canvas(codes: VQGAN, tokens: Tensor, size: tuple[int, ...]) -> list[N
     return paintings
 
 
-def write_sample(path: Path, painting: NDArray[np.uint8], recipe: dict[str, Any]) -> None:
-    """Write a painting with its recipe in a PNG text chunk, and beside it as JSON."""
-    info = PngImagePlugin.PngInfo()
-    info.add_text("recipe", json.dumps(recipe))
-    write_json(path.with_suffix(".json"), recipe)
-    with whole_file(path) as temporary:  # last: where the PNG is, everything is
-        Image.fromarray(painting).save(temporary, format="PNG", pnginfo=info)
-
-
 def write_tokens(path: Path, tokens: Tensor) -> None:
     """Write a token grid (h, w) as int64 `.npy`."""
     with whole_file(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, tokens.cpu().numpy())
 
 
-def read_recipe(path: Path) -> dict[str, Any] | None:
-    """The recipe of a painting that was sampled; None where there is no painting, or one of another origin."""
-    beside = path.with_suffix(".json")
-    return dict(read_json(beside)) if path.exists() and beside.exists() else None
+def _same_models(order: Order, models: Models) -> None:
+    """Raise a UserError where a recipe asks for other models than the workspace has."""
+    for name, digest in (order.models or {}).items():
+        if models.digests.get(name) != digest:
+            raise UserError(
+                f"{order.config.recipe}: painted with another {name} ({digest}) than this workspace's "
+                f"({models.digests.get(name)}); give the --workspace that it was painted in"
+            )
 
 
-def _path(folder: Path, stem: str, recipe: dict[str, Any]) -> Path:
-    """Where a painting goes: where another one has its name, the recipe's digest is added."""
-    plain = folder / f"{stem}.png"
-    if not plain.exists() or read_recipe(plain) == recipe:
-        return plain
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
-    return folder / f"{stem}-{digest}.png"
+def _work(order: Order, models: Models, folder: Path, number: int) -> _Work:
+    recipe = order.recipe(models.digests, number)
+    return _Work(number, free_path(folder, f"{order.stem}-{number:02d}", recipe), recipe)
 
 
-def _lacks_tokens(config: SampleConfig, path: Path) -> bool:
-    return config.save_tokens and not path.with_suffix(".npy").exists()
+def _tokens(models: Models, order: Order) -> int:
+    """How many tokens a painting's canvas has."""
+    height, width = _grid(models, order.ids)
+    return height * width
+
+
+def _lacks(config: SampleConfig, work: _Work) -> bool:
+    there = recipe_beside(work.path) is not None
+    return not there or (config.save_tokens and not work.path.with_suffix(".npy").exists())
 
 
 def _paint(
-    models: Models, mask_tokens: Tensor, config: SampleConfig, numbers: list[int]
-) -> Iterator[tuple[int, Tensor, float]]:
-    """Paint the paintings of these numbers, some together: (number, tokens (h, w), log-likelihood) of each."""
-    if not numbers:
+    models: Models, order: Order, works: list[_Work], device: torch.device
+) -> Iterator[tuple[int, float]]:
+    """Paint and write, some together: (number, log-likelihood) of each."""
+    if not works:
         return
+    config, codes = order.config, models.painting_codes
+    mask_tokens = encode_canvas(models, order.ids, device)  # (1, h, w)
+    size = (mask_tokens.shape[1], mask_tokens.shape[2])
+    given = order.repaint.given(codes, size, device) if order.repaint else None
+    guidance = None
+    if config.guidance != 1:
+        guidance = Guidance(config.guidance, unconditional_tokens(models.mask_codes, size))
     decoder = Decoder(models.transformer, torch.bfloat16 if config.precision == "bfloat16" else torch.float32)
     chance = Chance(config.temperature, config.top_k, config.seed)
     stride = 1 if config.stride == 1 else models.transformer.config.window // 2
-    codes = models.painting_codes.config.codebook_size
-    title = f"Painting {len(numbers)} x {tuple(mask_tokens.shape[1:])} tokens"
-    with progress(title, mask_tokens.numel() * len(numbers)) as bar:
-        started, done = time.monotonic(), 0
 
-        def advance(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            bar(tokens, f"{done / (time.monotonic() - started):.0f} tokens/s")
+    def finish(tokens: Tensor) -> NDArray[np.uint8]:
+        (picture,) = decode_canvas(codes, tokens[None], order.ids.shape)
+        return order.repaint.blend(picture) if order.repaint else picture
 
-        for start in range(0, len(numbers), TOGETHER):
-            now = numbers[start : start + TOGETHER]
-            batch = mask_tokens.expand(len(now), -1, -1).contiguous()
-            painted = paint_tokens(decoder, batch, chance, stride, now, advance, codes)
-            yield from zip(now, painted.tokens, painted.log_likelihood.tolist(), strict=True)
-
-
-def _recipe(config: SampleConfig, name: str, ids: Ids, models: Models, number: int) -> dict[str, Any]:
-    """All that decides the painting, and no more: the same recipe gives the same painting again."""
-    deciding = ("temperature", "top_k", "seed", "stride", "precision")
-    return {
-        **{setting: getattr(config, setting) for setting in deciding},
-        "number": number,
-        "mask_name": Path(name).name,
-        "mask_sha256": hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()[:16],
-        "canvas": list(ids.shape),
-        "models": models.digests,
-    }
+    todo = mask_tokens.numel() - (int(given.where.sum()) if given else 0)
+    together = TOGETHER if guidance is None else TOGETHER // 2
+    with progress(f"Painting {len(works)} x {todo} tokens", todo * len(works)) as bar:
+        under = order.repaint.painting if order.repaint else None
+        live = Live(bar, config.preview, finish, codes.config.downsampling, under)
+        for start in range(0, len(works), together):
+            now = works[start : start + together]
+            with live.painting([(one.path, one.recipe) for one in now]):
+                painted = paint_tokens(
+                    decoder,
+                    mask_tokens.expand(len(now), -1, -1).contiguous(),
+                    chance,
+                    stride,
+                    [one.number for one in now],
+                    live.advance,
+                    codes.config.codebook_size,
+                    given,
+                    guidance,
+                    live.follow,
+                )
+            for one, tokens, likelihood in zip(
+                now, painted.tokens, painted.log_likelihood.tolist(), strict=True
+            ):
+                if config.save_tokens:
+                    write_tokens(one.path.with_suffix(".npy"), tokens)
+                write_painting(one.path, finish(tokens), one.recipe)
+                yield one.number, likelihood

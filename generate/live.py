@@ -1,0 +1,104 @@
+"""What is seen of a painting while it is painted: the rate, the canvas so far, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from annotate.errors import UserError
+from generate.recipe import write_unfinished
+
+Pixels = NDArray[np.uint8]
+BLANK = 236  # grey of the canvas where nothing is painted yet
+
+
+@dataclass
+class Live:
+    """Looks on while some paintings are painted.
+
+    Args:
+        bar: advances the progress bar.
+        every: tokens of a painting after which the canvas so far is written; 0 never.
+        finish: (h, w) tokens to (H, W, 3): decoded, and blended with what is kept.
+        cell: pixels of a token, along each axis.
+        under: (H, W, 3) what lies under the unpainted part; blank without.
+    """
+
+    bar: Callable[..., None]
+    every: int
+    finish: Callable[[Tensor], Pixels]
+    cell: int
+    under: Pixels | None = None
+    started: float = field(default_factory=time.monotonic)
+    done: int = 0  # tokens of all paintings
+    _now: Sequence[tuple[Path, Mapping[str, Any]]] = ()  # path and recipe of those that are being painted
+    _tokens: Tensor | None = None  # (B, h, w) theirs, so far
+    _painted: Tensor | None = None  # (h, w)
+    _shown: int = 0  # tokens of a painting at the last preview
+
+    def advance(self, tokens: int) -> None:
+        self.done += tokens
+        self.bar(tokens, f"{self.done / (time.monotonic() - self.started):.0f} tokens/s")
+
+    @contextlib.contextmanager
+    def painting(self, now: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[None]:
+        """Paint these inside; Ctrl-C leaves the canvases so far.
+
+        Raises:
+            UserError: it was interrupted; the line names what was left.
+        """
+        self._now, self._tokens, self._painted, self._shown = now, None, None, 0
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise UserError(self._leave()) from None
+        finally:
+            for path, _ in now:
+                preview_path(path).unlink(missing_ok=True)
+
+    def follow(self, tokens: Tensor, painted: Tensor) -> None:
+        """See the canvases so far; what is given are views that go on changing."""
+        if self._tokens is None:
+            self._tokens, self._painted = tokens, painted
+            self._shown = int(painted.sum())
+        if self.every and (count := int(painted.sum())) - self._shown >= self.every and not painted.all():
+            self._shown = count
+            self._write(preview_path)
+
+    def _leave(self) -> str:
+        if self._tokens is None or self._painted is None or not self._painted.any():
+            return "interrupted before anything was painted; nothing was written"
+        self._write(unfinished_path)
+        share = f"{int(self._painted.sum())} of {self._painted.numel()} tokens"
+        paths = ", ".join(str(unfinished_path(path)) for path, _ in self._now)
+        return f"interrupted at {share}; the canvas so far: {paths} (the same command paints it anew)"
+
+    def _write(self, name: Callable[[Path], Path]) -> None:
+        assert self._tokens is not None, "there is something to write"
+        assert self._painted is not None, "it comes with the tokens"
+        for (path, recipe), tokens in zip(self._now, self._tokens, strict=True):
+            canvas = self.finish(tokens)
+            cells = self._painted.numpy()
+            there = np.kron(cells, np.ones((self.cell, self.cell), np.bool_))
+            there = there[: canvas.shape[0], : canvas.shape[1], None]
+            under = np.full_like(canvas, BLANK) if self.under is None else self.under
+            about = {**recipe, "unfinished": int(cells.sum())}
+            write_unfinished(name(path), np.where(there, canvas, under), about)
+
+
+def preview_path(path: Path) -> Path:
+    """The canvas so far of a painting that will lie at `path`."""
+    return path.with_name(f"{path.stem}-preview.png")
+
+
+def unfinished_path(path: Path) -> Path:
+    """What an interrupted painting leaves."""
+    return path.with_name(f"{path.stem}-unfinished.png")

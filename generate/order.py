@@ -1,0 +1,102 @@
+"""What one call of the sampler is asked for: read from its options, or from a painting's recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotate.errors import UserError
+from annotate.workspace import Workspace
+from generate.canvas import resize_canvas
+from generate.compose import parse_size, read_composition
+from generate.inpainting import Repaint, own_mask, read_repaint, repaint_of_recipe
+from generate.recipe import PACKED, SETTINGS, digest, pack, read_recipe, unpack
+from generate.sample_config import SampleConfig
+
+Ids = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Paintings that shall be made."""
+
+    config: SampleConfig
+    name: str  # of the mask
+    ids: Ids  # (H, W) shifted
+    numbers: tuple[int, ...]  # of the paintings, one each; they tell their noise apart
+    repaint: Repaint | None = None
+    models: dict[str, str] | None = None  # digests of the models that a recipe was painted with
+
+    @property
+    def stem(self) -> str:
+        return f"{Path(self.name).name}-seed{self.config.seed}"
+
+    def recipe(self, models: dict[str, str], number: int) -> dict[str, Any]:
+        """All that decides the painting, and no more: the same recipe gives the same painting again."""
+        return {
+            **{setting: getattr(self.config, setting) for setting in SETTINGS},
+            "number": number,
+            "mask_name": Path(self.name).name,
+            "mask_sha256": digest(self.ids),
+            "canvas": list(self.ids.shape),
+            "models": models,
+            **({"from": self.repaint.recipe()} if self.repaint else {}),
+            PACKED: pack(self.ids),
+        }
+
+
+def read_order(workspace: Workspace, config: SampleConfig) -> Order:
+    """The order that the options describe.
+
+    Raises:
+        UserError: no such mask, painting, region or recipe, or a painting and a mask of two sizes.
+    """
+    if config.recipe is not None:
+        return _order_of_recipe(config.recipe, config)
+    own = own_mask(workspace, config.from_) if config.from_ else None
+    if config.mask:
+        name, ids = read_composition(workspace, config.mask, config.encoding)
+    elif own is not None:
+        name, ids = own
+    else:
+        raise UserError(f"{config.from_}: its mask is not known; give --mask")
+    if config.size is not None:
+        ids = resize_canvas(ids, parse_size(config.size))
+    numbers = tuple(range(config.count))
+    if not config.from_:
+        return Order(config, name, ids, numbers)
+    classes = workspace.settings().classes
+    repaint = read_repaint(workspace, config.from_, config.repaint, ids, own[1] if own else None, classes)
+    return Order(config, name, ids, numbers, repaint)
+
+
+def _order_of_recipe(path: Path, config: SampleConfig) -> Order:
+    """The painting of a recipe again; of the options those count that do not decide what is painted."""
+    recipe = read_recipe(path)
+    try:
+        ids = unpack(recipe[PACKED])
+        if digest(ids) != recipe["mask_sha256"]:
+            raise ValueError("its mask is another than it says")
+        _check_settings(recipe)
+        settled = replace(config, mask=str(recipe["mask_name"]), **{name: recipe[name] for name in SETTINGS})
+        numbers, models = (int(recipe["number"]),), {str(k): str(v) for k, v in recipe["models"].items()}
+        repaint = repaint_of_recipe(recipe["from"]) if recipe.get("from") else None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: not a recipe that can be painted ({error})") from error
+    return Order(settled, str(recipe["mask_name"]), ids, numbers, repaint, models)
+
+
+def _check_settings(recipe: dict[str, Any]) -> None:
+    """Raise a ValueError where a recipe's setting is none that the options would take."""
+    for one in fields(SampleConfig):
+        if one.name not in SETTINGS:
+            continue
+        value, kind = recipe[one.name], type(one.default)
+        low, choices = one.metadata["low"], one.metadata["choices"]
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if not fits or (choices and value not in choices) or (low is not None and value < low):
+            raise ValueError(f"{one.name} {value!r}")

@@ -1,0 +1,279 @@
+"""A painting's recipe paints it again; an existing painting is kept but for a part; nothing half is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from golden_models import mask_codes, painting_codes, transformer
+from numpy.typing import NDArray
+from PIL import Image
+
+from annotate.masks import Encoding, shift, write_mask
+from annotate.paintings import scan, write_index
+from annotate.workspace import Workspace
+from cli import main
+from generate.checkpoint import save_model
+from generate.inpainting import FEATHER, Repaint
+from generate.recipe import digest, free_path, pack, read_recipe, unpack
+
+Pixels = NDArray[np.uint8]
+SIZE = (72, 88)  # 5 x 6 tokens, padded to a window of 16 x 16
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Models, and two paintings with masks that share a horizon."""
+    made = Workspace(tmp_path_factory.mktemp("painter"))
+    for name, model in (
+        ("painting-codes", painting_codes()),
+        ("mask-codes", mask_codes()),
+        ("transformer", transformer()),
+    ):
+        save_model(made.model(name), model, {})
+    random = np.random.default_rng(5)
+    (made.root / "paintings").mkdir()
+    for number in range(2):
+        ids = np.full(SIZE, 156, np.uint8)
+        ids[48:] = 148
+        ids[16:32, 16 * number : 16 * number + 32] = 168
+        write_mask(made.mask("shifted", f"p{number}"), shift(ids), Encoding.SHIFTED)
+        patches = Image.fromarray(random.integers(0, 256, (5, 6, 3), np.uint8))
+        patches.resize((SIZE[1], SIZE[0])).save(made.root / "paintings" / f"p{number}.png")
+    write_index(made, scan(made.root / "paintings", made).paintings)
+    return made
+
+
+def sample(workspace: Workspace, *words: str) -> Result:
+    return CliRunner().invoke(
+        main, ["generate", "sample", "-w", str(workspace.root), "--device", "cpu", *words]
+    )
+
+
+def painted(workspace: Workspace, out: Path, *words: str) -> Path:
+    result = sample(workspace, *words, "--json", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    (one, *_) = json.loads(result.stdout)["samples"]
+    return Path(one["path"])
+
+
+def pixels(path: Path) -> Pixels:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_the_same_recipe_gives_the_same_painting(workspace: Workspace, tmp_path: Path) -> None:
+    """From the PNG alone or the JSON alone, without the mask it was painted from."""
+    mask = tmp_path / "mine.png"
+    ids = np.full(SIZE, 148, np.uint8)
+    ids[:40] = 168
+    write_mask(mask, ids, Encoding.RAW)
+    words = ("--seed", "7", "--temperature", "1.3", "--top-k", "30", "--guidance", "1.5", "--count", "2")
+    first = painted(workspace, tmp_path / "a", "--mask", str(mask), *words)
+    second = first.with_name("mine-seed7-01.png")
+    mask.unlink()
+    for number, path in enumerate((second, second.with_suffix(".json"))):
+        again = painted(workspace, tmp_path / f"again{number}", "--recipe", str(path))
+        assert again.name == second.name
+        assert np.array_equal(pixels(again), pixels(second))
+        assert again.read_bytes() == second.read_bytes()
+    assert not np.array_equal(pixels(first), pixels(second))
+    stamp = second.stat().st_mtime_ns  # at its own place it is there already
+    assert painted(workspace, tmp_path / "a", "--recipe", str(second)) == second
+    assert second.stat().st_mtime_ns == stamp
+
+
+def test_a_recipe_that_cannot_be_painted_is_one_line(workspace: Workspace, tmp_path: Path) -> None:
+    good = painted(workspace, tmp_path / "good", "--mask", "p0")
+    recipe = json.loads(good.with_suffix(".json").read_text())
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (4, 4)).save(plain)
+
+    def changed(name: str, **values: Any) -> str:
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({key: value for key, value in (recipe | values).items() if value != ""}))
+        return str(path)
+
+    other = {**recipe["models"], "transformer": "0123"}
+    for path, line in (
+        (str(tmp_path / "none.json"), "no such file"),
+        (str(plain), "has no recipe in it"),
+        (changed("old", mask_png=""), "a recipe without mask_png; it was made by an earlier version"),
+        (changed("torn", mask_png="AAAA"), "a damaged mask"),
+        (changed("swapped", mask_sha256="0"), "its mask is another than it says"),
+        (changed("other", models=other), "painted with another transformer (0123)"),
+        (changed("words", seed="many"), "not a recipe that can be painted (seed 'many')"),
+        (changed("cold", temperature=-1), "not a recipe that can be painted (temperature -1)"),
+    ):
+        result = sample(workspace, "--recipe", path, "--out", str(tmp_path / "never"))
+        assert result.exit_code == 1, (path, result.output)
+        assert line in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "never").exists()
+
+
+def test_masks_are_packed_without_loss() -> None:
+    ids = np.random.default_rng(0).integers(0, 256, (5, 7), np.uint8)
+    assert np.array_equal(unpack(pack(ids)), ids)
+    assert digest(ids) != digest(ids.T)
+    assert digest(ids) != digest(ids.reshape(7, 5))
+
+
+def test_a_name_that_is_taken_gets_the_recipes_digest(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(b"")
+    (tmp_path / "one.json").write_text(json.dumps({"seed": 1, "mask_png": "a"}))
+    assert free_path(tmp_path, "one", {"seed": 1, "mask_png": "packed otherwise"}).name == "one.png"
+    assert free_path(tmp_path, "one", {"seed": 2}).name.startswith("one-")
+    assert free_path(tmp_path, "two", {"seed": 2}).name == "two.png"
+
+
+def test_a_part_is_painted_anew_and_the_rest_is_kept(workspace: Workspace, tmp_path: Path) -> None:
+    words = ("--from", "p0", "--repaint", "0,32,40,64", "--temperature", "2", "--save-tokens")
+    new = painted(workspace, tmp_path, *words)
+    old = pixels(workspace.root / "paintings" / "p0.png")
+    inside = np.zeros(SIZE, np.bool_)
+    inside[:40, 32:64] = True
+    near = np.zeros(SIZE, np.bool_)
+    near[: 40 + FEATHER, 32 - FEATHER : 64 + FEATHER] = True
+    assert np.array_equal(pixels(new)[~near], old[~near])
+    assert not np.array_equal(pixels(new)[inside], old[inside])
+    # the tokens of kept cells are the painting's own; row 2 (pixels 32-47) has to go, for its upper half does
+    region = Repaint(new, old, inside)
+    given = region.given(painting_codes(), (16, 16), "cpu")  # type: ignore[arg-type]
+    tokens = np.load(new.with_suffix(".npy"))
+    where = given.where.numpy()
+    assert not where[:3, 2:4].any()
+    assert where.sum() == 256 - 6
+    assert np.array_equal(tokens[where], given.tokens.numpy()[where])
+    again = painted(workspace, tmp_path / "again", "--recipe", str(new))
+    assert again.read_bytes() == new.read_bytes()
+
+
+def test_what_a_new_mask_changes_is_painted_anew(workspace: Workspace, tmp_path: Path) -> None:
+    """The trees of p0 stand 16 pixels further left than those of p1: only there anything is painted."""
+    new = pixels(painted(workspace, tmp_path, "--from", "p0", "--mask", "p1", "--temperature", "2"))
+    old = pixels(workspace.root / "paintings" / "p0.png")
+    assert np.array_equal(new[32 + FEATHER :], old[32 + FEATHER :])
+    assert not np.array_equal(new[16:32, :16], old[16:32, :16])
+    first = painted(workspace, tmp_path / "b", "--mask", "p0")
+    second = pixels(
+        painted(workspace, tmp_path / "b", "--from", str(first), "--repaint", "road", "--seed", "3")
+    )
+    assert np.array_equal(
+        second[: 48 - FEATHER], pixels(first)[: 48 - FEATHER]
+    )  # the mask came with the painting
+
+
+def test_inpainting_that_cannot_be_is_one_line(workspace: Workspace, tmp_path: Path) -> None:
+    small = tmp_path / "small.png"
+    Image.new("RGB", (20, 30)).save(small)
+    gone = tmp_path / "gone.png"
+    shutil.copy(workspace.root / "paintings" / "p1.png", gone)
+    kept = painted(workspace, tmp_path, "--from", str(gone), "--mask", "p1", "--repaint", "sky")
+    Image.fromarray(pixels(gone)[::-1]).save(gone)
+    for words, line in (
+        (("--from", "nobody", "--repaint", "sky"), "neither a file nor the key of a painting"),
+        (("--from", str(small), "--repaint", "sky"), "its mask is not known; give --mask"),
+        (
+            ("--from", str(small), "--mask", "p0", "--repaint", "sky"),
+            "30 x 20 (H x W), but the mask has 72 x 88",
+        ),
+        (("--from", "p0"), "nothing to repaint; add --repaint"),
+        (("--from", "p0", "--repaint", "clouds"), "'clouds': no region"),
+        (("--recipe", str(kept)), "is not the painting any more that the recipe repaints"),
+    ):
+        result = sample(workspace, *words, "--out", str(tmp_path / "never"))
+        assert result.exit_code == 1, (words, result.output)
+        assert line in result.stderr
+    assert sample(workspace, "--mask", "p0", "--repaint", "sky").exit_code == 2
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_new_gives_way_to_the_old_gradually() -> None:
+    region = np.zeros((24, 60), np.bool_)
+    region[:, 30:] = True
+    blended = Repaint(Path(), np.zeros((24, 60, 3), np.uint8), region).blend(
+        np.full((24, 60, 3), 200, np.uint8)
+    )
+    row = blended[5, :, 0].astype(int)
+    assert (row[30:] == 200).all()
+    assert (row[: 30 - FEATHER] == 0).all()
+    assert (np.diff(row[30 - FEATHER : 31]) > 0).all()
+
+
+def test_the_check_is_said_and_can_be_left_out(workspace: Workspace, tmp_path: Path) -> None:
+    third = workspace.mask("shifted", "p2")
+    write_mask(third, shift(np.full(SIZE, 148, np.uint8)), Encoding.SHIFTED)
+    try:
+        mask = tmp_path / "all-trees.png"
+        write_mask(mask, np.full(SIZE, 168, np.uint8), Encoding.RAW)
+        words = ("--mask", str(mask), "--out", str(tmp_path))
+        said = sample(workspace, *words, "--json")
+        assert said.exit_code == 0
+        assert "composition: trees cover 100 % of the canvas; in your paintings 0-8 %" in said.stderr
+        value = json.loads(said.stdout)
+        assert any("trees cover 100 %" in line for line in value["departures"])
+        assert value["nearest"] in {"p0", "p1", "p2"}
+        assert "composition" not in sample(workspace, *words, "--no-check").stderr
+    finally:
+        third.unlink()
+
+
+def test_ctrl_c_leaves_the_canvas_so_far(workspace: Workspace, tmp_path: Path) -> None:
+    """A real SIGINT to the real command, while a preview lies there."""
+    words = [
+        "generate",
+        "sample",
+        "-w",
+        str(workspace.root),
+        "--mask",
+        "p0",
+        "--size",
+        "1024x1024",
+        "--seed",
+        "1",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "cli",
+        *words,
+        "--stride",
+        "1",
+        "--preview",
+        "64",
+        "--out",
+        str(tmp_path),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    preview = tmp_path / "p0-seed1-00-preview.png"
+    patience = time.monotonic() + 240
+    while not preview.exists() and time.monotonic() < patience:
+        assert running.poll() is None
+        time.sleep(0.05)
+    assert pixels(preview).shape == (1024, 1024, 3)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=240)
+    assert running.returncode == 1
+    last = said.strip().splitlines()[-1]
+    left = tmp_path / "p0-seed1-00-unfinished.png"
+    assert f"the canvas so far: {left}" in last
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left.name]
+    assert pixels(left).shape == (1024, 1024, 3)
+    assert (pixels(left)[-16:] == 236).all()  # nothing is painted there yet
+    assert (pixels(left)[:16, :16] != 236).any()
+    with Image.open(left) as image:
+        assert json.loads(image.info["recipe"])["unfinished"] >= 64
+    assert read_recipe(left)["seed"] == 1
