@@ -24,7 +24,18 @@ STAND_IN = (
     "to Label Studio, which a person would draw there."
 )
 # the scenes are small and few, and it is not sure that weights can be downloaded: from scratch
-DEEPLAB: dict[str, Any] = {"init": "none", "steps": 300, "crop": 192, "smallest_side": 0}
+DEEPLAB: dict[str, Any] = {
+    "init": "none",
+    "steps": 300,
+    "crop": 192,
+    "smallest_side": 0,
+    "lr": 2e-3,
+    "balance": 0.25,
+    "colour": 0.2,
+    "scale_low": 0.7,
+    "scale_high": 1.5,
+    "rounds": 0,
+}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def segment() -> None:
 def train_command(workspace: Workspace, as_json: bool, device: str, again: bool, config: TrainConfig) -> None:
     """Train a DeepLabV3 on the hand masks, into models/deeplab.
 
-    New or changed hand masks, classes or settings train it again; a killed run goes on where it stood.
+    After the first part of the steps the model labels the other paintings and learns on from these too, --rounds
+    times. New or changed hand masks, classes or settings train it again; a killed run goes on where it stood.
 
     \b
     Example:

@@ -46,11 +46,51 @@ class TrainConfig:
     balance: float = setting(
         0.5, "Class weights are 1 / frequency to this power; 0 weighs all pixels alike.", low=0.0, high=1.0
     )
+    dice: float = setting(
+        0.0,
+        "Weight of the dice loss, which counts a thin class like a broad one.",
+        low=0.0,
+        source="arXiv:1606.04797",
+    )
+    ema: float = setting(
+        0.99,
+        "Each step the model kept moves by 1 minus this towards the model in training.",
+        low=0.0,
+        high=1.0,
+    )
+    rounds: int = setting(
+        1,
+        "Times that the model labels the other paintings and learns on from them too; 0: hand masks only.",
+        low=0,
+        source="arXiv:2106.05095",
+    )
+    machine: float = setting(
+        0.5, "Share of a batch cut from machine-labelled paintings, in these rounds.", low=0.0, high=0.5
+    )
+    machine_weight: float = setting(
+        0.5, "Weight of a machine-labelled pixel in the loss; one labelled by hand has 1.", low=0.0, high=1.0
+    )
+    sure: float = setting(
+        0.0, "Machine-labelled pixels with less confidence than this are not learnt from.", low=0.0, high=1.0
+    )
+    mix: float = setting(
+        0.5, "Share of the machine-labelled crops into which a piece of another is pasted.", low=0.0, high=1.0
+    )
     held_out: float = setting(
         0.1, "Share of the hand masks kept for validation, from 20 masks on.", low=0.0, high=0.5
     )
     save_every: int = setting(
         50, "Steps between two saved states; a killed run goes on from the last.", low=1
+    )
+    patience: int = setting(
+        0,
+        "Stop when this many saved states brought no better mIoU on the held-out masks; 0 never stops early.",
+        low=0,
+    )
+    devices: int = setting(1, "GPUs, or processes on CPUs, on each machine.", low=1)
+    nodes: int = setting(1, "Machines; start the command on each by torchrun or SLURM.", low=1)
+    strategy: str = setting(
+        "auto", "How they share the work; auto is ddp from two on.", choices=("auto", "ddp")
     )
     seed: int = setting(0, "Start of all random numbers.")
     workers: int = setting(0, "Processes that prepare crops; 0 prepares them in the training process.", low=0)
@@ -58,6 +98,28 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.scale_low > self.scale_high:
             raise ValueError(f"--scale-low {self.scale_low} is above --scale-high {self.scale_high}")
+
+        if self.batch % self.processes:
+            raise ValueError(f"--batch {self.batch} cannot be shared evenly by {self.processes} processes")
+
+    @property
+    def processes(self) -> int:
+        """That train together."""
+        return self.devices * self.nodes
+
+    @property
+    def machine_crops(self) -> int:
+        """Crops of a batch that are machine-labelled, once a round has begun: never more than by hand."""
+        return int(self.batch * self.machine)
+
+    @property
+    def round_ends(self) -> tuple[int, ...]:
+        """The step at which each round ends; round 0 learns from the hand masks alone."""
+        return tuple(self.steps * (n + 1) // (self.rounds + 1) for n in range(self.rounds + 1))
+
+    def round_of(self, step: int) -> int:
+        """The round that a step, from 0, belongs to."""
+        return sum(end <= step for end in self.round_ends[:-1])
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,15 @@
-"""Paintings with their hand masks, and the random crops of them that a model sees."""
+"""Paintings with their hand masks, at the size that a model sees them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as T
 
 from annotate.classes import UNLABELLED, ClassTable
@@ -20,10 +18,8 @@ from annotate.masks import Encoding, read_mask
 from annotate.paintings import Painting, load_painting, read_index
 from annotate.progress import note, progress
 from annotate.workspace import Workspace
-from segment.config import TrainConfig
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, in [0, 255]
-PLACES = 4096  # pixels of each class that crops may be drawn around
 
 
 @dataclass(frozen=True)
@@ -165,98 +161,3 @@ def normalise(pixels: Tensor) -> Tensor:
     mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1)
     return ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented crops. Item n depends on the seed and n alone, so a resumed run sees what it would have seen."""
-
-    def __init__(self, samples: Sequence[Sample], config: TrainConfig) -> None:
-        self.samples, self.config = list(samples), config
-        self.places = [_places(one.labels, config.seed) for one in samples]
-
-    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
-        """Crop n: (3, crop, crop) uint8, (crop, crop) int64 class indices."""
-        around, place = divmod(n, len(self.samples))
-        which = int(
-            np.random.default_rng((self.config.seed, 0, around)).permutation(len(self.samples))[place]
-        )
-        chance = np.random.default_rng((self.config.seed, 1, n))
-        pixels, labels = self._crop(chance, self.samples[which], self.places[which])
-        if self.config.flip and chance.random() < 0.5:
-            pixels, labels = T.horizontal_flip(pixels), T.horizontal_flip(labels)
-        return _recolour(chance, pixels, self.config.colour), labels.long()
-
-    def _crop(
-        self, chance: np.random.Generator, sample: Sample, places: list[NDArray[np.int64]]
-    ) -> tuple[Tensor, Tensor]:
-        """Cut a box at a random scale and aspect, and scale it to the crop; beyond the painting is padding."""
-        side = self.config.crop
-        scale = np.exp(chance.uniform(np.log(self.config.scale_low), np.log(self.config.scale_high)))
-        aspect = np.exp(chance.uniform(-0.2, 0.2))
-        height, width = sample.labels.shape
-        box = min(height, round(side / scale * aspect)), min(width, round(side / scale / aspect))
-        if chance.random() < self.config.rare:
-            spots = places[int(chance.integers(len(places)))]
-            y, x = spots[int(chance.integers(len(spots)))]
-            top = int(np.clip(y - chance.integers(box[0]), 0, height - box[0]))
-            left = int(np.clip(x - chance.integers(box[1]), 0, width - box[1]))
-        else:
-            top = int(chance.integers(height - box[0] + 1))
-            left = int(chance.integers(width - box[1] + 1))
-        size = [min(side, round(box[0] * scale / aspect)), min(side, round(box[1] * scale * aspect))]
-        pixels = T.resized_crop(sample.pixels, top, left, *box, size, antialias=True)  # (3, h, w)
-        nearest = T.InterpolationMode.NEAREST_EXACT
-        labels = T.resized_crop(sample.labels[None], top, left, *box, size, interpolation=nearest)[0]
-        room = side - size[0], side - size[1]
-        up, before = int(chance.integers(room[0] + 1)), int(chance.integers(room[1] + 1))
-        pad = [before, room[1] - before, up, room[0] - up]
-        return F.pad(pixels, pad, value=116), F.pad(labels, pad, value=UNLABELLED)
-
-
-def _places(labels: Tensor, seed: int) -> list[NDArray[np.int64]]:
-    """For each class in a mask, up to PLACES of its pixels as (N, 2) rows of y, x."""
-    found = []
-    chance = np.random.default_rng((seed, 2))
-    for value in torch.unique(labels).tolist():
-        if value != UNLABELLED:
-            spots = np.argwhere(labels.numpy() == value)
-            found.append(spots[chance.choice(len(spots), min(PLACES, len(spots)), replace=False)])
-    return found
-
-
-def _recolour(chance: np.random.Generator, pixels: Tensor, strength: float) -> Tensor:
-    """Random brightness, contrast, saturation and hue of (3, h, w) uint8 pixels."""
-    if strength == 0:
-        return pixels
-    brightness, contrast, saturation = np.exp(chance.uniform(-strength, strength, 3)).tolist()
-    hue = float(chance.uniform(-strength / 8, strength / 8))
-    pixels = T.adjust_brightness(pixels, brightness)
-    pixels = T.adjust_contrast(pixels, contrast)
-    pixels = T.adjust_saturation(pixels, saturation)
-    return T.adjust_hue(pixels, hue) if chance.random() < 0.3 else pixels  # hue costs most by far
-
-
-class Stretches(Sampler[int]):
-    """Crop numbers of one stretch of training after another; Lightning calls a stretch an epoch.
-
-    Every batch is full, so no BatchNorm ever meets a last batch of one.
-
-    Args:
-        config: steps, batch, and how long a stretch is.
-        done: how many steps are done. Lightning's own count of epochs will not do: it takes the epoch in which a
-            state was saved for unfinished or for finished, as the state was saved early or late in its end.
-    """
-
-    def __init__(self, config: TrainConfig, done: Callable[[], int]) -> None:
-        self.config, self.done = config, done
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._numbers())
-
-    def __len__(self) -> int:
-        return len(self._numbers())
-
-    def _numbers(self) -> range:
-        first = self.done()
-        last = min(first + self.config.save_every, self.config.steps)
-        return range(first * self.config.batch, last * self.config.batch)

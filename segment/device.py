@@ -24,4 +24,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Does the device multiply bfloat16 matrices in hardware (AMX or AVX-512 BF16 on a CPU)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch cannot tell
+        return False
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))

@@ -41,7 +41,7 @@ COCO = {
 
 
 # what a damaged or hostile file can raise in torch's weights-only unpickler, or in safetensors
-_DAMAGE = (
+DAMAGE = (
     pickle.UnpicklingError,
     SafetensorError,
     RuntimeError,
@@ -154,7 +154,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--init {path}: damaged, or holds more than weights ({line}); it was not loaded, "

@@ -6,13 +6,12 @@ import hashlib
 import json
 import logging
 import os
-import pickle
+import shutil
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,23 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
-from torchvision.models.segmentation.deeplabv3 import ASPPPooling
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import nn
+from torch.utils.data import DataLoader
 
-from annotate.classes import UNLABELLED, ClassTable
+from annotate.classes import ClassTable
 from annotate.errors import UserError
 from annotate.files import whole_file
+from annotate.paintings import read_index
 from annotate.progress import note, progress
 from annotate.workspace import Workspace
 from segment.config import TrainConfig
-from segment.data import Crops, Sample, Stretches, class_counts, class_weights, load_samples, normalise
+from segment.crops import Crops, Stretches
+from segment.data import Sample, load_samples
 from segment.device import choose_device, has_fast_bfloat16
-from segment.model import build, initialise, save, saved_config
-from segment.scores import confusion, score
+from segment.learner import DivergedError, Learner
+from segment.model import DAMAGE, Segmenter, build, initialise, save, saved_config
+from segment.rounds import FOLDER, Rest, prepare
 
 ENOUGH = 20  # hand masks from which on some are held out for validation
 STATE = "training.ckpt"
@@ -80,6 +80,10 @@ def train(
     """
     started = time.monotonic()
     where = choose_device(device)
+    if where.type == "cuda" and config.devices > torch.cuda.device_count():
+        raise UserError(
+            f"--devices {config.devices}: torch sees {torch.cuda.device_count()} here; ask for fewer"
+        )
     classes = workspace.settings().classes
     samples = load_samples(workspace, classes, config.smallest_side)
     folder = workspace.model("deeplab")
@@ -101,7 +105,8 @@ def train(
             False,
         )
     learn, check = split(samples, config)
-    fitted = fit(learn, check, classes, config, where, folder, mark)
+    rest = _rest(workspace, samples, folder / FOLDER, mark, config)
+    fitted = fit(learn, check, classes, config, where, folder, mark, rest=rest)
     figures = {"loss": fitted.loss, "miou": fitted.miou, "masks": len(samples), "held_out": len(check)}
     about = {
         "architecture": config.architecture,
@@ -113,6 +118,7 @@ def train(
     }
     save(workspace, fitted.net, about)
     (folder / STATE).unlink(missing_ok=True)
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
     seconds = round(time.monotonic() - started, 1)
     return TrainResult(
         str(folder), len(samples), len(check), config.steps, seconds, fitted.loss, fitted.miou, True
@@ -121,7 +127,7 @@ def train(
 
 def fingerprint(samples: Sequence[Sample], classes: ClassTable, config: TrainConfig) -> str:
     """What the trained weights depend on; a model with the same fingerprint is up to date."""
-    settings = asdict(config) | {"workers": 0}
+    settings = asdict(config) | {"workers": 0, "devices": 1, "nodes": 1, "strategy": "auto"}
     table = [[one.name, one.id] for one in classes.classes]
     text = json.dumps([settings, table, [[one.key, one.digest] for one in samples]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -136,6 +142,17 @@ def split(samples: Sequence[Sample], config: TrainConfig) -> tuple[list[Sample],
     return learn, [samples[n] for n in sorted(out)]
 
 
+def _rest(
+    workspace: Workspace, samples: Sequence[Sample], folder: Path, mark: str, config: TrainConfig
+) -> Rest | None:
+    """The paintings to label and learn on from; None where there are none, or no rounds."""
+    by_hand = {one.key for one in samples}
+    others = [one for key, one in read_index(workspace).items() if key not in by_hand]
+    if not others or not config.rounds or not config.machine_crops:
+        return None
+    return prepare(workspace, others, folder, mark, config.smallest_side)
+
+
 def fit(
     learn: Sequence[Sample],
     check: Sequence[Sample],
@@ -145,44 +162,76 @@ def fit(
     folder: Path,
     mark: str,
     title: str = "Training DeepLabV3",
+    rest: Rest | None = None,
 ) -> Fitted:
     """Train one network; its state and logs lie in `folder`, and a state with the same `mark` is gone on from.
+
+    Args:
+        rest: paintings that the model labels, and learns on from, in each of `config.rounds`; None: no rounds.
 
     Raises:
         UserError: as `train`.
     """
+    if rest is None or not rest:
+        config, rest = replace(config, rounds=0), None
     L.seed_everything(config.seed, verbose=False)
     net = build(config.architecture, len(classes))
     state = folder / STATE
-    resume = _same_run(state, mark)
-    if not resume:
+    done = _steps_done(state, mark)
+    if done is None:
         initialise(net, config.architecture, config.init)
-    module = Training(net, learn, classes, config, mark)
+    learner = Learner(net, learn, check, classes, config, mark)
+    logs = _loggers(folder)
     crops = DataLoader(
-        Crops(learn, config),
-        batch_size=config.batch,
-        sampler=Stretches(config, lambda: module.global_step),
+        Crops(learn, config, rest),
+        batch_size=config.batch // config.processes,
+        sampler=Stretches(config, learner),
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
     )
-    held_out = DataLoader(_Whole(check), batch_size=1) if check else None
-    with _quiet(), progress(title, config.steps) as advance:
+    for number, end in enumerate(config.round_ends):
+        if done is not None and number < config.rounds and done >= end:
+            continue  # this round was finished before
+        if number and rest is not None and not rest.labelled(number):
+            rest.label(_teacher(state, classes, config, device), number, config.sure)
+        name = f"{title}, round {number} of {config.rounds}" if config.rounds else title
+        _run(learner, crops, device, folder, name, end, state if done is not None else None, logs)
+        done = end
+    return Fitted(learner.average.module.to(device).eval(), learner.loss, learner.miou)
+
+
+def _run(
+    learner: Learner,
+    crops: DataLoader[Any],
+    device: torch.device,
+    folder: Path,
+    title: str,
+    end: int,
+    resume: Path | None,
+    logs: list[Logger],
+) -> None:
+    """Train up to step `end`."""
+    config = learner.config
+    with _quiet(), progress(title, end) as advance:
         trainer = L.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy=config.strategy,
+            use_distributed_sampler=False,  # `Stretches` shares the crops out
             precision="bf16-mixed" if has_fast_bfloat16(device) else "32-true",
-            max_steps=config.steps,
-            logger=CSVLogger(folder, name="logs"),
+            max_steps=end,
+            logger=logs,
             log_every_n_steps=min(10, config.save_every, config.steps),
-            callbacks=[_Bar(advance), _State(state)],
+            callbacks=[_Bar(advance), _State(folder / STATE)],
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=True,  # by `_State`, which replaces the one that Lightning would add
             num_sanity_val_steps=0,
         )
         try:
-            trainer.fit(module, crops, held_out, ckpt_path=state if resume else None, weights_only=True)
-        except _DivergedError as error:
+            trainer.fit(learner, crops, ckpt_path=resume, weights_only=True)
+        except DivergedError as error:
             raise UserError(
                 f"training stopped: {error}; lower --lr (now {config.lr:g}); the last good state stays in {folder}"
             ) from error
@@ -193,113 +242,20 @@ def fit(
                     f"or --crop (now {config.crop})"
                 ) from error
             raise
-    return Fitted(net.eval(), module.loss, module.miou)
 
 
-class Training(L.LightningModule):
-    """Cross-entropy of both heads, AdamW, and a learning rate that warms up and then falls polynomially."""
-
-    def __init__(
-        self, net: nn.Module, learn: Sequence[Sample], classes: ClassTable, config: TrainConfig, mark: str
-    ) -> None:
-        super().__init__()
-        self.net, self.config, self.mark, self.names = net, config, mark, classes.names
-        counts = class_counts(learn, len(classes))
-        self.register_buffer("weights", class_weights(counts, config.balance), persistent=False)
-        self.weights: Tensor
-        self.losses: deque[float] = deque(maxlen=config.save_every)
-        self.loss = 0.0  # mean over the last stretch
-        self.miou: float | None = None
-        self._matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
-
-    def on_train_start(self) -> None:
-        self.net.to(memory_format=torch.channels_last)
-        if self.config.batch == 1:  # the pooled branch has one value a channel then: no statistics of it
-            for module in self.net.modules():
-                if isinstance(module, ASPPPooling):
-                    module.eval()
-
-    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
-        torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)  # dropout, the same after a resume
-        pixels, labels = batch  # (B, 3, c, c) uint8, (B, c, c)
-        logits = self.net(normalise(pixels))  # of both heads, (B, K, c, c)
-        loss = self._loss(logits["out"], labels) + self.config.aux * self._loss(logits["aux"], labels)
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise _DivergedError(f"the loss is {value} at step {self.global_step + 1} of {self.config.steps}")
-        self.losses.append(value)
-        self.log("loss", value)
-        return loss
-
-    def on_train_epoch_end(self) -> None:
-        self.loss = float(np.mean(self.losses))
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted cross-entropy; 0 where a batch has no labelled pixel."""
-        every = F.cross_entropy(
-            logits.float(), labels, self.weights, ignore_index=UNLABELLED, reduction="sum"
-        )
-        known = labels[labels != UNLABELLED]
-        return every / self.weights[known].sum().clamp(min=1e-6)
-
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), 5.0))
-        if not np.isfinite(norm):
-            raise _DivergedError(
-                f"the gradient is {norm} at step {self.global_step + 1} of {self.config.steps}"
-            )
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
-        logits = self.net(normalise(batch[0]))["out"]  # (1, K, h, w)
-        predicted = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
-        self._matrix += confusion(batch[1][0].cpu().numpy(), predicted, len(self.names))
-
-    def on_validation_epoch_end(self) -> None:
-        self.miou = score(self._matrix, self.names).miou
-        self._matrix = np.zeros_like(self._matrix)
-        self.log("miou", self.miou)
-
-    def configure_optimizers(self) -> Any:
-        config = self.config
-        decayed = [one for one in self.net.parameters() if one.ndim > 1]
-        plain = [one for one in self.net.parameters() if one.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        warmup = max(1, round(config.steps * config.warmup))
-
-        def factor(step: int) -> float:
-            return float(min((step + 1) / warmup, 1.0) * (1 - step / (config.steps + 1)) ** config.power)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"mark": self.mark, "losses": list(self.losses), "miou": self.miou}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.losses.extend(checkpoint["losses"])
-        self.loss = float(np.mean(self.losses))
-        self.miou = checkpoint["miou"]
+def _loggers(folder: Path) -> list[Logger]:
+    """Loss and mIoU as a table and for TensorBoard."""
+    return [CSVLogger(folder, name="logs"), TensorBoardLogger(folder, name="tensorboard")]
 
 
-class _Whole(Dataset[tuple[Tensor, Tensor]]):
-    """Whole paintings with their labels, for validation."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
-        return self.samples[n].pixels, self.samples[n].labels
-
-
-class _DivergedError(Exception):
-    """The loss or its gradient is not finite."""
+def _teacher(state: Path, classes: ClassTable, config: TrainConfig, device: torch.device) -> Segmenter:
+    """The average in a saved state, ready to label: a resumed round is labelled as it would have been."""
+    found = torch.load(state, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = "average.module."
+    net = build(config.architecture, len(classes))
+    net.load_state_dict({k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)})
+    return Segmenter(net.to(device).eval(), classes, 0, "", device)
 
 
 class _Bar(L.Callback):
@@ -323,20 +279,24 @@ class _State(Checkpoint):
         self.path = path
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        with whole_file(self.path) as temporary:
-            trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            with whole_file(self.path) as temporary:
+                trainer.save_checkpoint(temporary)
+        else:  # takes part, and writes nothing
+            trainer.save_checkpoint(self.path)
 
 
-def _same_run(state: Path, mark: str) -> bool:
-    """Is there a state of this very run."""
+def _steps_done(state: Path, mark: str) -> int | None:
+    """Steps that a saved state of this very run has behind it; None without one."""
     if not state.exists():
-        return False
+        return None
     try:
         found = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        note(f"{state}: damaged ({str(error).splitlines()[0]}); training starts afresh")
-        return False
-    return bool(found.get("mark") == mark)
+        return int(found["global_step"]) if found.get("mark") == mark else None
+    except DAMAGE as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        note(f"{state}: damaged ({line}); training starts afresh")
+        return None
 
 
 @contextmanager

@@ -15,7 +15,15 @@ from annotate.workspace import Workspace
 from segment.config import TrainConfig
 
 SIZE = (40, 56)
-QUICK = {"init": "none", "steps": 4, "batch": 2, "crop": 32, "smallest_side": 0, "save_every": 2}
+QUICK = {
+    "init": "none",
+    "steps": 4,
+    "batch": 2,
+    "crop": 32,
+    "smallest_side": 0,
+    "save_every": 2,
+    "rounds": 0,
+}
 SHORT = TrainConfig(**QUICK)  # type: ignore[arg-type]
 
 

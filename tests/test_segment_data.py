@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from annotate.errors import UserError
 from annotate.masks import Encoding, write_mask
 from annotate.workspace import Workspace
 from segment.config import TrainConfig
-from segment.data import Crops, Sample, Stretches, class_counts, class_weights, load_samples, scaled_size
+from segment.crops import Crops, Stretches
+from segment.data import Sample, class_counts, class_weights, load_samples, scaled_size
 
 CLASSES = ClassTable()
 
@@ -101,7 +102,7 @@ def test_crops_keep_painting_and_mask_aligned() -> None:
     crops = Crops([coded(seed=1), coded((70, 30), seed=2)], config)
     padded = 0
     for n in range(40):
-        pixels, labels = crops[n]
+        pixels, labels, _ = crops[n]
         assert pixels.shape == (3, 48, 48)
         assert labels.shape == (48, 48)
         inside = labels != UNLABELLED
@@ -118,7 +119,8 @@ def test_a_crop_depends_on_its_number_alone() -> None:
     forward = [crops[n] for n in range(5)]
     backward = [Crops([coded(seed=1), coded(seed=2)], SHORT)[n] for n in reversed(range(5))]
     for one, two in zip(forward, reversed(backward), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        assert torch.equal(one[0], two[0])
+        assert torch.equal(one[1], two[1])
     assert not torch.equal(forward[0][0], Crops([coded(seed=1)], replace(SHORT, seed=9))[0][0])
 
 
@@ -134,15 +136,34 @@ def test_rare_classes_are_drawn_more_often() -> None:
     assert seen(1.0) > seen(0.0) + 5
 
 
+@dataclass
+class Done:
+    global_step: int = 0
+    global_rank: int = 0
+
+
 def test_stretches_cover_every_crop_once() -> None:
-    config = TrainConfig(steps=7, batch=3, save_every=3)
+    config = TrainConfig(steps=8, batch=3, save_every=3, rounds=1)
+    done = Done()
+    sampler = Stretches(config, done)
     numbers: list[int] = []
-    sampler = Stretches(config, lambda: len(numbers) // config.batch)
-    for _ in range(3):
+    lengths = []
+    while len(sampler):
         assert len(list(sampler)) == len(sampler)
         assert len(sampler) % config.batch == 0
+        lengths.append(len(sampler) // config.batch)
         numbers += list(sampler)
-    assert numbers == list(range(21))
+        done.global_step = len(numbers) // config.batch
+    assert numbers == list(range(24))
+    assert lengths == [3, 1, 3, 1]  # steps; a stretch ends where a round does
+
+
+def test_processes_share_each_batch() -> None:
+    config = TrainConfig(steps=5, batch=6, save_every=2, rounds=0, devices=3)
+    shares = [list(Stretches(config, Done(2, rank))) for rank in range(3)]
+    assert sorted(n for share in shares for n in share) == list(range(12, 24))
+    assert {len(share) for share in shares} == {4}
+    assert [n // 6 for n in shares[1]] == [2, 2, 3, 3]
 
 
 def test_class_weights() -> None:

@@ -1,9 +1,11 @@
-"""Training: up to date, resumed after a kill, stopped by a loss that is not finite, and quiet."""
+"""Learner: up to date, resumed after a kill, stopped by a loss that is not finite, and quiet."""
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from annotate.masks import Encoding, write_mask
 from annotate.workspace import Workspace
 from segment import train as training
 from segment.data import load_samples
+from segment.learner import Learner
 from segment.model import load, read_weights, saved_config
-from segment.train import STATE, Training, split, train
+from segment.train import STATE, _steps_done, split, train
 
 CPU = torch.device("cpu")
 
@@ -64,39 +67,63 @@ def test_up_to_date_until_a_mask_changes(trained: Workspace, capsys: pytest.Capt
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = toy_workspace(tmp_path / "whole"), toy_workspace(tmp_path / "broken")
-    config = replace(SHORT, steps=6)
+    config = replace(SHORT, steps=6, rounds=1)
     expected = train(whole, config, "cpu")
-    step = Training.training_step
+    step = Learner.training_step
     steps: list[int] = []
 
-    def dies(self: Training, batch: tuple[torch.Tensor, torch.Tensor], number: int) -> torch.Tensor:
-        if self.global_step == 3:
+    def dies(
+        self: Learner, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], number: int
+    ) -> torch.Tensor:
+        if self.global_step == 4:
             raise MemoryError("killed")
         return step(self, batch, number)
 
-    def counts(self: Training, batch: tuple[torch.Tensor, torch.Tensor], number: int) -> torch.Tensor:
+    def counts(
+        self: Learner, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], number: int
+    ) -> torch.Tensor:
         steps.append(self.global_step)
         return step(self, batch, number)
 
-    monkeypatch.setattr(Training, "training_step", dies)
+    monkeypatch.setattr(Learner, "training_step", dies)
     with pytest.raises(MemoryError):
         train(broken, config, "cpu")
     assert (broken.model("deeplab") / STATE).exists()
-    monkeypatch.setattr(Training, "training_step", counts)
+    monkeypatch.setattr(Learner, "training_step", counts)
     result = train(broken, config, "cpu")
-    assert steps == [2, 3, 4, 5]  # the first stretch is not repeated
+    assert steps == list(range(steps[0], 6))
+    assert steps[0] >= 3  # neither the first round is repeated, nor its labelling
     assert result.loss == expected.loss
     one, two = weights(whole), weights(broken)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_damaged_state_is_not_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    workspace = toy_workspace(tmp_path)
-    state = workspace.model("deeplab") / STATE
-    state.parent.mkdir(parents=True)
-    state.write_bytes(b"\x80\x02.")
-    assert train(workspace, replace(SHORT, steps=1), "cpu").trained
-    assert "damaged" in capsys.readouterr().err
+class Malicious:
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.trap,))
+
+
+def test_a_damaged_or_malicious_state_is_never_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, trap = tmp_path / STATE, tmp_path / "trap"
+    assert _steps_done(state, "mark") is None
+    torch.save({"mark": "mark", "global_step": 7}, state)
+    assert _steps_done(state, "mark") == 7
+    assert _steps_done(state, "another") is None
+    assert capsys.readouterr().err == ""
+    for bad in ([1, 2], {"mark": "mark"}, {"mark": "mark", "global_step": "x"}, Malicious(trap)):
+        torch.save(bad, state)
+        assert _steps_done(state, "mark") is None
+        assert "damaged" in capsys.readouterr().err
+    for content in (b"", b"\x80\x02.", b"PK\x03\x04 cut off", pickle.dumps(Malicious(trap))):
+        state.write_bytes(content)
+        assert _steps_done(state, "mark") is None
+        assert "damaged" in capsys.readouterr().err
+    assert not trap.exists()
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_model(trained: Workspace) -> None:
@@ -117,9 +144,32 @@ def test_memory_that_does_not_suffice(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(Training, "training_step", full)
+    monkeypatch.setattr(Learner, "training_step", full)
     with pytest.raises(UserError, match=r"lower --batch \(now 2\) or --crop \(now 32\)"):
         train(toy_workspace(tmp_path), SHORT, "cpu")
+
+
+def test_more_devices_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="--devices 2: torch sees 1 here"):
+        train(toy_workspace(tmp_path), replace(SHORT, devices=2), "cuda")
+    with pytest.raises(ValueError, match="--batch 2 cannot be shared evenly by 3"):
+        replace(SHORT, devices=3)
+
+
+def test_it_stops_when_nothing_gets_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "ENOUGH", 3)
+    stretches: list[float] = []
+
+    def validate(self: Learner) -> float:
+        stretches.append(0.5)
+        return 0.5
+
+    monkeypatch.setattr(Learner, "_validate", validate)
+    config = replace(SHORT, held_out=0.34, steps=9, save_every=1, patience=2)
+    train(toy_workspace(tmp_path), config, "cpu")
+    assert len(stretches) == 3  # the first is the best, and two more bring nothing
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -130,10 +180,17 @@ def test_no_such_device(tmp_path: Path) -> None:
 
 def test_held_out_only_of_enough_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "ENOUGH", 3)
-    result = train(toy_workspace(tmp_path), replace(SHORT, held_out=0.34, steps=2), "cpu")
+    workspace = toy_workspace(tmp_path)
+    result = train(workspace, replace(SHORT, held_out=0.34, steps=3), "cpu")
     assert result.held_out == 1
     assert result.miou is not None
     assert 0 <= result.miou <= 1
+    logged = (workspace.model("deeplab") / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    column = logged[0].split(",").index("miou")
+    assert [line.split(",")[column] != "" for line in logged[1:]].count(
+        True
+    ) == 2  # the last, short stretch too
+    assert list((workspace.model("deeplab") / "tensorboard").rglob("events.out.*"))
     monkeypatch.setattr(training, "ENOUGH", 20)
     samples = load_samples(toy_workspace(tmp_path), Workspace(tmp_path).settings().classes, 0)
     assert split(samples, SHORT) == (samples, [])
