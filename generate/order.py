@@ -56,6 +56,7 @@ def read_order(workspace: Workspace, config: SampleConfig) -> Order:
         UserError: no such mask, painting, region or recipe, or a painting and a mask of two sizes.
     """
     if config.recipe is not None:
+        _check_alone(config)
         return _order_of_recipe(config.recipe, config)
     own = own_mask(workspace, config.from_) if config.from_ else None
     if config.mask:
@@ -88,6 +89,15 @@ def _order_of_recipe(path: Path, config: SampleConfig) -> Order:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a recipe that can be painted ({error})") from error
     return Order(settled, str(recipe["mask_name"]), ids, numbers, repaint, models)
+
+
+def _check_alone(config: SampleConfig) -> None:
+    """Raise a UserError where another option says what the recipe decides."""
+    for one in fields(SampleConfig):
+        decides = (*SETTINGS, "mask", "encoding", "size", "count", "from_")
+        if one.name in decides and getattr(config, one.name) != one.default:
+            option = one.name.rstrip("_").replace("_", "-")
+            raise UserError(f"{config.recipe}: the recipe decides this already; leave out --{option}")
 
 
 def _check_settings(recipe: dict[str, Any]) -> None:

@@ -51,9 +51,9 @@ class SampleResult:
 
     mask: str
     samples: tuple[Sample, ...]
-    tokens: int  # a painting
+    tokens: int  # of a painting's canvas
     seconds: float
-    tokens_a_second: float
+    tokens_a_second: float  # painted
     departures: tuple[str, ...]  # of the mask from the workspace's own paintings, in words
     nearest: str | None  # key of the painting whose mask is most like it
 
@@ -129,11 +129,16 @@ def sample(workspace: Workspace, config: SampleConfig, device: str = "auto") -> 
     works = [_work(order, models, config.out or workspace.samples, number) for number in order.numbers]
     missing = [one for one in works if _lacks(config, one)]
     started = time.monotonic()
-    likely = dict(_paint(models, order, missing, place))
+    done = {
+        number: (count, likelihood) for number, count, likelihood in _paint(models, order, missing, place)
+    }
     spent = time.monotonic() - started
     size, count = (order.ids.shape[0], order.ids.shape[1]), _tokens(models, order)
-    made = (Sample(str(one.path), config.seed, one.number, size, likely.get(one.number)) for one in works)
-    speed = count * len(missing) / spent
+    made = (
+        Sample(str(one.path), config.seed, one.number, size, done.get(one.number, (0, None))[1])
+        for one in works
+    )
+    speed = sum(painted for painted, _ in done.values()) / spent
     result = SampleResult(order.name, tuple(made), count, spent, speed, checked.departures, checked.nearest)
     if missing:
         figures = {"mask": order.name, "paintings": len(missing), "tokens_a_second": result.tokens_a_second}
@@ -212,8 +217,8 @@ def _lacks(config: SampleConfig, work: _Work) -> bool:
 
 def _paint(
     models: Models, order: Order, works: list[_Work], device: torch.device
-) -> Iterator[tuple[int, float]]:
-    """Paint and write, some together: (number, log-likelihood) of each."""
+) -> Iterator[tuple[int, int, float]]:
+    """Paint and write, some together: (number, tokens painted, log-likelihood) of each."""
     if not works:
         return
     config, codes = order.config, models.painting_codes
@@ -257,4 +262,4 @@ def _paint(
                 if config.save_tokens:
                     write_tokens(one.path.with_suffix(".npy"), tokens)
                 write_painting(one.path, finish(tokens), one.recipe)
-                yield one.number, likelihood
+                yield one.number, todo, likelihood

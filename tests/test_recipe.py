@@ -120,6 +120,10 @@ def test_a_recipe_that_cannot_be_painted_is_one_line(workspace: Workspace, tmp_p
         assert result.exit_code == 1, (path, result.output)
         assert line in result.stderr
         assert len(result.stderr.splitlines()) == 1
+    for words in (("--seed", "3"), ("--mask", "p0"), ("--from", "p0"), ("--count", "2")):
+        result = sample(workspace, "--recipe", str(good), *words)
+        assert result.exit_code == 1
+        assert f"the recipe decides this already; leave out {words[0]}" in result.stderr
     assert not (tmp_path / "never").exists()
 
 
