@@ -45,6 +45,8 @@ class CodebookUse(nn.Module):
     def count(self, indices: Tensor) -> None:
         """Add a batch of tokens (any shape)."""
         now = torch.bincount(indices.flatten(), minlength=len(self.counts))
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(now)
         self.counts.mul_(MEMORY).add_(now, alpha=1 - MEMORY)
 
     def perplexity(self) -> float:

@@ -34,8 +34,8 @@ from generate.perceptual import PerceptualLoss, find_perceptual
 from generate.presets import TransformerSettings
 from generate.sample import Models, load_models, sample
 from generate.sample_config import SampleConfig
+from generate.tokens import Tokens, cut_to_tokens
 from generate.train import Stopwatch
-from generate.train_transformer import Tokens, cut_to_tokens
 from generate.wasserstein import sliced_wasserstein
 from segment.convert import SOURCE
 from segment.device import choose_device

@@ -28,15 +28,41 @@ def detail_loss(reconstruction: Tensor, painting: Tensor, levels: int = 3) -> Te
     return total
 
 
-def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_weight: Tensor) -> Tensor:
-    """How much the adversarial loss counts, so that both pull equally on the decoder's last weight.
+def adversarial_sum(
+    image: Tensor,
+    seen: Tensor,
+    reconstruction_loss: Tensor,
+    adversarial_loss: Tensor,
+    factor: float,
+    last_weight: Tensor,
+) -> Tensor:
+    """The reconstruction's loss, and the adversarial one so weighted that both pull equally on the last weight.
 
-    Source: Esser et al. 2021, equation 7.
+    Equation 7 asks for either loss's gradient at the decoder's last weight, and training for that of their sum
+    everywhere. Each network that judges the image is run backward once only: to the image, from where the rest
+    follows.
+
+    Args:
+        image: (B, 3, H, W) from the decoder.
+        seen: the same, detached and with a gradient of its own; both losses are made from it.
+        factor: on the adversarial loss, beside the weight.
+        last_weight: of the convolution that made `image`.
+
+    Returns:
+        a scalar with the sum's value, and its gradient for whatever made `image`; the losses' networks get none.
+
+    Source: Esser et al. 2021, equation 7; taming-transformers goes through both networks twice for it.
     """
-    (pull,) = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)
-    (other,) = torch.autograd.grad(adversarial_loss, last_weight, retain_graph=True)
-    weight: Tensor = pull.norm() / (other.norm() + 1e-4)
-    return weight.clamp(0.0, 1e4).detach()
+    (pull,) = torch.autograd.grad(reconstruction_loss, seen)
+    (other,) = torch.autograd.grad(adversarial_loss, seen)
+    norms = [
+        torch.autograd.grad(image, last_weight, one, retain_graph=True)[0].norm() for one in (pull, other)
+    ]
+    weight = factor * (norms[0] / (norms[1] + 1e-4)).clamp(0.0, 1e4)
+    value = reconstruction_loss + weight * adversarial_loss
+    carried = (image * (pull + weight * other)).sum()  # its gradient at the image is the sum's
+    total: Tensor = carried - carried.detach() + value.detach()
+    return total
 
 
 def class_wise_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from annotate.options import setting
 from generate.config import GPTConfig, VQGANConfig
 
 # What may change between a killed run and the one that goes on with it: nothing of it decides the weights.
-FREE = frozenset({"workers", "save_every", "perceptual"})
+FREE = frozenset({"workers", "save_every", "grid_every", "perceptual"})
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Schedule:
         choices=("auto", "float32", "bfloat16"),
     )
     save_every: int = setting(100, "Steps between saved states; a killed run goes on from the last.", low=1)
+    grid_every: int = setting(
+        0, "Steps between sample grids in reports/, drawn where a state is saved; 0: each time.", low=0
+    )
+    devices: int = setting(1, "GPUs a machine, or processes on a CPU; each has its own --batch.", low=1)
+    nodes: int = setting(1, "Machines that train together, started by torchrun or SLURM.", low=1)
     workers: int = setting(0, "Processes that load crops; 0 loads them in this one.", low=0)
     seed: int = setting(0, "Start of the random numbers.", low=0, high=2**31)
 
@@ -101,6 +106,11 @@ class PaintingCodesSettings(CodesSettings):
     perceptual_weight: float = setting(1.0, "Weight of the perceptual loss.", low=0.0)
     adversarial: float = setting(0.0, "Weight of the adversarial loss; 0: no discriminator.", low=0.0)
     adversarial_start: int = setting(0, "Step from which the adversarial loss counts.", low=0)
+    augment: bool = setting(
+        False,
+        "Show the discriminator everything with random colours, shifts and holes, against learning by heart.",
+        source="arXiv:2006.10738",
+    )
     discriminator_channels: int = setting(64, "Width of the discriminator's first layer.", low=1)
 
     def __post_init__(self) -> None:
@@ -261,6 +271,7 @@ TRANSFORMER = {
         warmup=30,
         crop=64,
         save_every=75,
+        grid_every=225,
         patience=4,
         layers=4,
         heads=4,
@@ -276,7 +287,7 @@ TRANSFORMER = {
         layers=24,
         heads=16,
         width=1024,
-        views=16,
+        views=4,
         patience=20,
         open_all=0.1,
         open_part=0.1,

@@ -6,11 +6,12 @@ import hashlib
 import json
 import logging
 import math
+import os
 import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Stage(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.config, self.mark = config, mark
+        self.items: Dataset[Any] | None = None  # what is learnt from; `fit_stage` says it
         self.done = 0  # steps of the optimizer
         self.history: list[dict[str, float]] = []
         self.finished = False  # early
@@ -62,6 +64,19 @@ class Stage(L.LightningModule):
         """Is this the first of the batches that make one step."""
         return self._micro == 0
 
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Items of this process; Lightning asks when it knows how many processes there are."""
+        assert self.items is not None, "fit_stage has set it"
+        config, ranks = self.config, self.trainer.world_size
+        per_step = config.batch * config.accumulate * ranks
+        return DataLoader(
+            self.items,
+            batch_size=config.batch,
+            sampler=Stretches(config.steps * per_step, config.save_every * per_step, self.global_rank, ranks),
+            num_workers=config.workers,
+            persistent_workers=config.workers > 0,
+        )
+
     def losses(self, batch: Any) -> Figures:
         """The loss to minimise under "loss", and whatever else the progress bar and report should show."""
         raise NotImplementedError
@@ -73,11 +88,22 @@ class Stage(L.LightningModule):
         """Called behind every step of the optimizer."""
 
     def stretch_end(self) -> None:
-        """Called before a state is saved: pictures, held-out figures."""
+        """Called before a state is saved: held-out figures."""
+
+    def draw_grid(self) -> None:
+        """Write a picture of what it can do by now into reports/."""
+
+    def wants_grid(self) -> bool:
+        """Did the stretch that ends here pass a multiple of `grid_every`, or is it the last."""
+        config = self.config
+        every = max(config.grid_every, config.save_every)
+        before = self.done - config.save_every
+        return self.finished or self.done >= config.steps or self.done // every > before // every
 
     def training_step(self, batch: Any, number: int) -> None:
         if self.starts_step:
-            torch.manual_seed(self.config.seed * 1_000_003 + self.done)  # the same draws after a resume
+            # the same draws after a resume, others in each process
+            torch.manual_seed(self.config.seed * 1_000_003 + self.done + self.global_rank * 2**32)
         figures = self.losses(batch)
         value = float(figures["loss"].detach())
         if not math.isfinite(value):
@@ -175,28 +201,26 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
     resume = _resumable(state, stage)
     if resume and _restore_finished(state, stage):
         return
-    per_step = config.batch * config.accumulate
-    loader: DataLoader[Any] = DataLoader(
-        items,
-        batch_size=config.batch,
-        sampler=Stretches(config.steps * per_step, config.save_every * per_step),
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-    )
+    stage.items = items
+    several = config.devices * config.nodes > 1
     with _quiet(), progress(title, config.steps) as advance:
         trainer = L.Trainer(
             accelerator="gpu" if where.type == "cuda" else "cpu",
-            devices=1,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            # the discriminator, and codes that have not started, are not in every loss
+            strategy="ddp_find_unused_parameters_true" if several else "auto",
+            use_distributed_sampler=False,  # `Stretches` shares the items out
             precision="bf16-mixed" if _wants_bfloat16(config.precision, where) else "32-true",
             max_epochs=math.ceil(config.steps / config.save_every),
             logger=False,
-            callbacks=[_Bar(advance), _State(state)],
+            callbacks=[_State(state), *([_Bar(advance)] if is_first() else [])],
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
         )
         try:
-            trainer.fit(stage, loader, ckpt_path=state if resume else None, weights_only=True)
+            trainer.fit(stage, ckpt_path=state if resume else None, weights_only=True)
         except DivergedError as error:
             kept = f"the state before it is kept in {folder}" if state.exists() else "nothing was saved yet"
             raise UserError(f"training stopped: {error}; lower --lr (now {config.lr:g}); {kept}") from error
@@ -207,6 +231,8 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
                     f"(now {config.accumulate}), or lower --crop (now {config.crop})"
                 ) from error
             raise
+    if trainer.global_rank:
+        raise SystemExit(0)  # the first process has the model and saves it
     stage.to("cpu").eval()
 
 
@@ -248,9 +274,17 @@ class _State(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         pl_module.stretch_end()
-        with whole_file(self.path) as temporary:
-            trainer.save_checkpoint(temporary)
+        first = trainer.is_global_zero
+        if first and pl_module.wants_grid():
+            pl_module.draw_grid()
+        with whole_file(self.path) if first else nullcontext(self.path) as path:
+            trainer.save_checkpoint(path)  # every process calls it, the first one writes
         trainer.should_stop = pl_module.finished
+
+
+def is_first() -> bool:
+    """Is this the process that speaks and writes, where several train together."""
+    return not any(int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def _resumable(state: Path, stage: Stage) -> bool:

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.utils.data import Dataset
 
-from annotate.classes import UNLABELLED
 from annotate.errors import UserError
-from annotate.files import whole_file
 from annotate.progress import note
 from annotate.workspace import Workspace
+from generate.augment import augment
 from generate.checkpoint import save_model
 from generate.codebook import CodebookUse, k_means
 from generate.conditioning import OpenedMasks
 from generate.config import VQGANConfig
-from generate.data import Crops, Picture, held_out_keys, load_masks, load_pictures, to_image, to_pixels
+from generate.data import Crops, Picture, held_out_keys, load_masks, load_pictures, to_image
 from generate.discriminator import PatchDiscriminator, hinge_loss
-from generate.losses import adaptive_weight, class_wise_loss, detail_loss, pixel_loss
+from generate.grid import SHOWN, draw_masks, draw_paintings
+from generate.losses import adversarial_sum, class_wise_loss, detail_loss, pixel_loss
 from generate.perceptual import find_perceptual
 from generate.presets import CodesSettings, MaskCodesSettings, PaintingCodesSettings
 from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
 from generate.vqgan import VQGAN
 
-SHOWN = 4  # pictures of a sample grid
 STARTERS = 64  # crops whose vectors k-means starts the codebook from
 
 
@@ -79,6 +77,7 @@ class CodesStage(Stage):
         every, start = self.codes.revive_every, self.codes.start_codebook
         if every and self.done % every == 0 and start < self.done < 0.8 * self.config.steps:
             self.use.revive(self.net.quantize.embedding.weight.data, self._vectors)
+            self._agree()
 
     def main_optimizer(self) -> Optimizer:
         return Adam(self.net.parameters(), self.config.lr, betas=self.codes.betas, fused=True)
@@ -92,6 +91,12 @@ class CodesStage(Stage):
         ]
         weight = self.net.quantize.embedding.weight
         weight.copy_(k_means(torch.cat(vectors), len(weight)))
+        self._agree()
+
+    def _agree(self) -> None:
+        """Where several processes train together, all take the first one's codebook."""
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(self.net.quantize.embedding.weight.data, 0)
 
 
 class PaintingStage(CodesStage):
@@ -105,6 +110,7 @@ class PaintingStage(CodesStage):
         self.shown = [row[0] for row in crops.rows[:SHOWN]]
         found = find_perceptual(config.perceptual) if config.perceptual_weight else None
         self.perceptual = (found,)  # in a tuple, so that its weights stay out of the saved state
+        self.show = augment if config.augment else _as_it_is  # what the discriminator is shown
         self._seen: tuple[Tensor, Tensor] | None = None
         self.discriminator: nn.Module | None = None
         if config.adversarial:
@@ -117,19 +123,27 @@ class PaintingStage(CodesStage):
         x = self.input(batch)
         y, codebook = self.reconstruct(x)
         y = y.float()
+        if self.discriminator is None or self.done < self.painting.adversarial_start:
+            loss, l1 = self._distance(y, x)
+            return {"loss": loss + codebook, "l1": l1, "codebook": codebook}
+        seen = y.detach().requires_grad_()
+        loss, l1 = self._distance(seen, x)
+        fooled = -cast(Tensor, self.discriminator(self.show(seen))).float().mean()
+        loss = adversarial_sum(
+            y, seen, loss, fooled, self.painting.adversarial, self.net.decoder.conv_out.weight
+        )
+        self._seen = (x, y.detach())
+        return {"loss": loss + codebook, "l1": l1, "codebook": codebook}
+
+    def _distance(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the reconstruction costs, its plain L1)."""
         l1 = (y - x).abs().mean()
         loss = l1
         if self.painting.detail:
             loss = loss + self.painting.detail * detail_loss(y, x)
         if self.perceptual[0] is not None:
             loss = loss + self.painting.perceptual_weight * self.perceptual[0].to(y.device)(y, x)
-        figures = {"l1": l1}
-        if self.discriminator is not None and self.done >= self.painting.adversarial_start:
-            fooled = -cast(Tensor, self.discriminator(y)).float().mean()
-            weight = adaptive_weight(loss, fooled, self.net.decoder.conv_out.weight)
-            loss = loss + self.painting.adversarial * weight * fooled
-            self._seen = (x, y.detach())
-        return {"loss": loss + codebook, **figures, "codebook": codebook}
+        return loss, l1
 
     def after_step(self) -> None:
         """The discriminator's step, on the batch that the VQGAN has just learnt from."""
@@ -138,8 +152,8 @@ class PaintingStage(CodesStage):
             return
         net, (x, y) = cast(nn.Module, self.discriminator), self._seen
         optimizer = cast(Any, self.optimizers())[1]
-        loss = hinge_loss(net(x).float(), net(y).float())
-        optimizer.zero_grad(set_to_none=True)  # the VQGAN's step has left gradients here
+        loss = hinge_loss(net(self.show(x)).float(), net(self.show(y)).float())
+        optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(self.done)
@@ -150,23 +164,13 @@ class PaintingStage(CodesStage):
     def configure_optimizers(self) -> Any:
         if self.discriminator is None:
             return self.main_optimizer()
-        other = Adam(self.discriminator.parameters(), self.config.lr, betas=self.codes.betas)
+        other = Adam(self.discriminator.parameters(), self.config.lr, betas=self.codes.betas, fused=True)
         return [self.main_optimizer(), other]
 
-    def stretch_end(self) -> None:
-        write_grid(self.grid, [one.read() for one in self.shown], [self._painted(one) for one in self.shown])
-
-    @torch.no_grad()
-    def _painted(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        factor = self.net.config.downsampling
-        height, width = (side // factor * factor for side in picture.size)
-        pixels = torch.from_numpy(picture.read()[:height, :width].copy()).permute(2, 0, 1)
+    def draw_grid(self) -> None:
         self.net.eval()
-        painted = self.net(to_image(pixels[None].to(self.device)))[0]
+        draw_paintings(self.grid, self.shown, self.net)
         self.net.train()
-        return cast(
-            "np.ndarray[Any, np.dtype[np.uint8]]", to_pixels(painted[0]).permute(1, 2, 0).cpu().numpy()
-        )
 
 
 class MaskStage(CodesStage):
@@ -181,6 +185,11 @@ class MaskStage(CodesStage):
         self.register_buffer("channel", table, persistent=False)  # of a shifted id
         self.channel: Tensor
         self.cost = pixel_loss if config.loss == "pixel" else class_wise_loss
+        self.draw: Callable[[VQGAN], None] | None = None
+
+    def draw_grid(self) -> None:
+        if self.draw is not None:
+            self.draw(self.net)
 
     def input(self, batch: Sequence[Tensor]) -> Tensor:
         channels = self.channel[batch[0].long()]  # (B, c, c)
@@ -206,7 +215,7 @@ def expand(net: VQGAN, present: Sequence[int], n_labels: int) -> VQGAN:
     """
     sizes = net.config.to_dict() | {"in_channels": n_labels, "out_channels": n_labels}
     full = VQGAN(VQGANConfig.from_dict(sizes))
-    state = net.state_dict()
+    state = {name: value.detach().cpu() for name, value in net.state_dict().items()}
     wanted = full.state_dict()
     entry = torch.zeros_like(wanted["encoder.conv_in.weight"])  # (C, n_labels, 3, 3)
     entry[:, list(present)] = state["encoder.conv_in.weight"]
@@ -278,47 +287,19 @@ def train_mask_codes(
     net = VQGAN(VQGANConfig.from_dict(sizes))
     opened = OpenedMasks(crops, config.open_part, config.seed)
     stage = MaskStage(net, opened, config, mark, present)
+    stage.draw = lambda compact: draw_masks(
+        workspace, masks[:SHOWN], expand(compact, present, config.n_labels)
+    )
     fit_stage(stage, opened, folder, device, "Training the mask codes")
     result = _result(folder, stage, "cross_entropy", len(masks), watch)
     full = expand(stage.net, present, config.n_labels)
     about = {"losses": [f"{config.loss} cross-entropy"], "shifted_ids": present}
     _save(workspace, "mask", stage, full, result, about | {"classes": workspace.settings().classes.as_list()})
-    shown = masks[:SHOWN]
-    colours = workspace.settings().classes.colours()
-    colours[UNLABELLED] = 0
-    write_grid(
-        workspace.reports / "generate-train-mask.png",
-        [colours[one.read() - np.uint8(1)] for one in shown],
-        [colours[_redrawn(full, one) - np.uint8(1)] for one in shown],
-    )
     return result
 
 
-def write_grid(path: Path, above: Sequence[Any], below: Sequence[Any]) -> None:
-    """Write a PNG of pictures in two rows, e.g. originals above and reconstructions below.
-
-    Args:
-        above, below: (H, W, 3) uint8 each; of any sizes.
-    """
-    width = sum(max(a.shape[1], b.shape[1]) for a, b in zip(above, below, strict=True))
-    height = max(one.shape[0] for one in [*above, *below])
-    grid = np.full((2 * height, width, 3), 255, np.uint8)
-    left = 0
-    for a, b in zip(above, below, strict=True):
-        grid[: a.shape[0], left : left + a.shape[1]] = a
-        grid[height : height + b.shape[0], left : left + b.shape[1]] = b
-        left += max(a.shape[1], b.shape[1])
-    with whole_file(path) as temporary:
-        Image.fromarray(grid).save(temporary, format="PNG")
-
-
-@torch.inference_mode()
-def _redrawn(net: VQGAN, mask: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    factor = net.config.downsampling
-    height, width = (side // factor * factor for side in mask.size)
-    ids = torch.from_numpy(mask.read()[:height, :width].astype(np.int64))
-    logits = net.decode(net.encode_mask(ids[None]).z)  # (1, n_labels, H, W)
-    return cast("np.ndarray[Any, np.dtype[np.uint8]]", logits[0].argmax(0).to(torch.uint8).numpy())
+def _as_it_is(images: Tensor) -> Tensor:
+    return images
 
 
 def _learnt(workspace: Workspace, pictures: list[Picture]) -> list[Picture]:

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.utils.data import Dataset
 
 from annotate.errors import UserError
-from annotate.progress import note, progress
+from annotate.progress import note
 from annotate.workspace import Workspace
 from generate.checkpoint import load_vqgan, save_model
-from generate.conditioning import open_part, unconditional_tokens
-from generate.data import Picture, held_out_keys, load_masks, load_pictures, to_image
+from generate.data import held_out_keys, load_masks, load_pictures
 from generate.gpt import GPT, Block
+from generate.grid import draw_windows
 from generate.likelihood import nats_a_token
 from generate.losses import next_token_loss
 from generate.presets import TransformerSettings
+from generate.tokens import Tokens, Windows, cut_to_tokens, held_out_windows
 from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
 from generate.vqgan import VQGAN
-from segment.device import choose_device, has_fast_bfloat16
-
-CHECKED = 64  # windows of the held-out paintings that measure the likelihood
 
 
 @dataclass(frozen=True)
@@ -45,53 +40,6 @@ class TransformerResult:
     trained: bool  # False: the model was up to date
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """One painting, cut to tokens in several shifts: each view a (2, h, w) int64 of mask and painting tokens.
-
-    `opened` has another (2, h, w) of mask tokens for each view: with a part unlabelled, and with all of it.
-    """
-
-    key: str
-    views: tuple[Tensor, ...]
-    opened: tuple[Tensor, ...] = ()
-
-
-class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """Random windows of random views; item `n` depends on `seed` and `n` alone.
-
-    Args:
-        paintings: their tokens.
-        side: of a window, in tokens.
-        open_part, open_all: shares of the windows whose mask is unlabelled in part, or altogether.
-    """
-
-    def __init__(
-        self,
-        paintings: Sequence[Tokens],
-        side: int,
-        seed: int,
-        open_part: float = 0.0,
-        open_all: float = 0.0,
-    ) -> None:
-        self.paintings, self.side, self.seed = paintings, side, seed
-        self.open_part, self.open_all = open_part, open_all
-
-    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
-        """Mask and painting tokens of item n, (side * side,) each."""
-        around, place = divmod(n, len(self.paintings))
-        order = np.random.default_rng((self.seed, 2, around)).permutation(len(self.paintings))
-        chance = np.random.default_rng((self.seed, 3, n))
-        painting = self.paintings[int(order[place])]
-        number = int(chance.integers(len(painting.views)))
-        view = painting.views[number]
-        drawn = float(np.random.default_rng((self.seed, 7, n)).random())
-        if drawn < self.open_part + self.open_all:
-            mask = painting.opened[number][0 if drawn < self.open_part else 1]
-            view = torch.stack([mask, view[1]])
-        return window(view, self.side, chance)
-
-
 class TransformerStage(Stage):
     """Next-token cross-entropy; keeps the weights that do best on the held-out paintings."""
 
@@ -104,6 +52,13 @@ class TransformerStage(Stage):
         self.best = math.inf  # nats a token on the held-out paintings
         self.best_step = 0
         self.best_weights: dict[str, Tensor] = {}
+        self.draw: Callable[[GPT], None] | None = None
+
+    def draw_grid(self) -> None:
+        if self.draw is not None:
+            self.gpt.eval()
+            self.draw(self.gpt)
+            self.gpt.train()
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> Figures:
         mask, painting = batch  # (B, n) each
@@ -154,21 +109,6 @@ class TransformerStage(Stage):
         super().on_load_checkpoint(checkpoint)
         best = checkpoint["best"]
         self.best, self.best_step, self.best_weights = best["nats"], best["step"], best["weights"]
-
-
-def window(view: Tensor, side: int, chance: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A random window of a (2, h, w) view: mask and painting tokens, (side * side,) each."""
-    top = int(chance.integers(view.shape[1] - side + 1))
-    left = int(chance.integers(view.shape[2] - side + 1))
-    mask, painting = view[:, top : top + side, left : left + side].flatten(1).unbind(0)
-    return mask, painting
-
-
-def held_out_windows(paintings: Sequence[Tokens], side: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The same CHECKED windows every time, of the unshifted views: mask and painting tokens, (N, n) each."""
-    chance = np.random.default_rng((seed, 4))
-    drawn = [window(paintings[n % len(paintings)].views[0], side, chance) for n in range(CHECKED)]
-    return torch.stack([mask for mask, _ in drawn]), torch.stack([painting for _, painting in drawn])
 
 
 def train_transformer(
@@ -222,6 +162,8 @@ def train_transformer(
         config.open_all,
     )
     stage = TransformerStage(gpt, config, mark, held_out, painting_codes.config.codebook_size)
+    shown = held_out or windows.paintings
+    stage.draw = lambda gpt: draw_windows(workspace, shown, gpt, painting_codes, config)
     fit_stage(stage, windows, folder, device, "Training the transformer")
     if stage.best_weights:
         stage.gpt.load_state_dict(stage.best_weights)
@@ -267,64 +209,6 @@ def start_aligned(gpt: GPT, size: float = 0.05, reach: float = 0.7, sharpness: f
         attention = cast(Block, gpt.blocks[0]).attn
         attention.query.weight[:half] *= sharpness
         attention.key.weight[:half] = attention.query.weight[:half]
-
-
-@torch.inference_mode()
-def cut_to_tokens(
-    pairs: Sequence[tuple[Picture, Picture]],
-    painting_codes: VQGAN,
-    mask_codes: VQGAN,
-    config: TransformerSettings,
-    device: str,
-) -> list[Tokens]:
-    """Tokens of every (painting, mask), once for the whole training.
-
-    Each painting is cut as a whole, as a mask is when it is painted from, in `config.views` shifts of less than a
-    token; the first is unshifted. With `config.flip` each shift is also mirrored. Where the config opens masks, each
-    view also gets the tokens of its mask with a random part unlabelled, and of one that says nothing.
-    """
-    where = choose_device(device)
-    painting_codes.to(where), mask_codes.to(where)
-    factor = painting_codes.config.downsampling
-    side = config.window * factor
-    chance = np.random.default_rng((config.seed, 5))
-    opens = config.open_part + config.open_all > 0
-    blank: dict[tuple[int, int], Tensor] = {}  # by size: masks that say nothing
-    cut = []
-    total = len(pairs) * config.views
-    with (
-        progress("Cutting the paintings to tokens", total) as advance,
-        torch.autocast(where.type, torch.bfloat16, enabled=has_fast_bfloat16(where)),
-    ):
-        for painting, mask in pairs:
-            pixels, ids, views, opened = painting.read(), mask.read(), [], []
-            for number in range(config.views):
-                room = [min(factor, length - side + 1) for length in painting.size]
-                top, left = (0, 0) if number == 0 else (int(chance.integers(one)) for one in room)
-                for mirrored in (False, True) if config.flip else (False,):
-                    both = [_shifted(one, top, left, factor, mirrored) for one in (pixels, ids)]
-                    x = to_image(both[0].permute(2, 0, 1)[None].to(where))
-                    drawn = painting_codes.encode(x).indices[0]  # (h, w)
-                    asked = mask_codes.encode_mask(both[1].long()[None].to(where)).indices[0]  # (h, w)
-                    views.append(torch.stack([asked, drawn]).cpu().clone())
-                    if opens:
-                        part = torch.from_numpy(open_part(both[1].numpy(), chance))
-                        some = mask_codes.encode_mask(part.long()[None].to(where)).indices[0]
-                        size = (some.shape[0], some.shape[1])
-                        if size not in blank:
-                            blank[size] = unconditional_tokens(mask_codes, size)[0]
-                        opened.append(torch.stack([some, blank[size]]).cpu().clone())
-                advance()
-            cut.append(Tokens(painting.key, tuple(views), tuple(opened)))
-    return cut
-
-
-def _shifted(pixels: NDArray[np.uint8], top: int, left: int, factor: int, mirrored: bool) -> Tensor:
-    """From (top, left) as many whole tokens as fit."""
-    height = (pixels.shape[0] - top) // factor * factor
-    width = (pixels.shape[1] - left) // factor * factor
-    part = pixels[top : top + height, left : left + width]
-    return torch.from_numpy((part[:, ::-1] if mirrored else part).copy())
 
 
 def _check_codes(workspace: Workspace, painting: VQGAN, mask: VQGAN) -> None:

@@ -16,8 +16,8 @@ from generate.conditioning import OPEN, OpenedMasks, open_part, unconditional_to
 from generate.data import Crops, load_masks
 from generate.presets import MaskCodesSettings
 from generate.presets import TransformerSettings as Transformer
+from generate.tokens import Tokens, Windows
 from generate.train_codes import train_mask_codes
-from generate.train_transformer import Tokens, Windows
 from generate.vqgan import VQGAN
 
 

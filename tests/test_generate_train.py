@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +28,10 @@ from generate.gpt import GPT
 from generate.losses import detail_loss
 from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER, MaskCodesSettings, PaintingCodesSettings
 from generate.presets import TransformerSettings as Transformer
+from generate.tokens import Tokens, Windows
 from generate.train import STATE, Stage, fit_stage
-from generate.train_codes import expand, train_mask_codes, train_painting_codes
-from generate.train_transformer import Tokens, TransformerStage, Windows, train_transformer
+from generate.train_codes import MaskStage, expand, train_mask_codes, train_painting_codes
+from generate.train_transformer import TransformerStage, train_transformer
 from generate.vqgan import VQGAN
 
 SIZES: dict[str, Any] = {
@@ -54,7 +57,13 @@ TRAININGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "adversarial": (
         train_painting_codes,
         replace(
-            PAINTING, adversarial=0.5, adversarial_start=5, discriminator_channels=4, accumulate=2, crop=32
+            PAINTING,
+            adversarial=0.5,
+            adversarial_start=5,
+            discriminator_channels=4,
+            accumulate=2,
+            crop=32,
+            augment=True,
         ),
         "painting-codes",
     ),
@@ -218,6 +227,17 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(
     assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
+def test_sample_grids_are_drawn_every_so_many_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(MaskStage, "draw_grid", lambda stage: drawn.append(stage.done))
+    config = replace(MASK, steps=10, save_every=2, grid_every=4)
+    train_mask_codes(toy_workspace(tmp_path / "a"), config, "cpu")
+    assert drawn == [4, 8, 10]
+    drawn.clear()
+    train_mask_codes(toy_workspace(tmp_path / "b"), replace(config, grid_every=0), "cpu")
+    assert drawn == [2, 4, 6, 8, 10]
+
+
 def test_an_unfinished_training_of_other_settings_is_not_thrown_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +266,9 @@ def test_commands_from_masks_to_transformer(tmp_path: Path) -> None:
     tiny = ["--layers", "1", "--heads", "2", "--width", "16", "--window", "4", *sizes]
     result = run(workspace, "transformer", *tiny)
     assert "3 paintings" in result.stdout, result.output
+    for name, size in (("painting", (4 * 44, 72)), ("mask", (4 * 44, 72)), ("transformer", (4 * 8, 16))):
+        with Image.open(workspace.reports / f"generate-train-{name}.png") as grid:
+            assert grid.size == size, name
     assert "up to date" in run(workspace, "transformer", *tiny).stdout
 
 
@@ -270,3 +293,33 @@ def test_no_codes_yet_names_the_command(tmp_path: Path) -> None:
     result = run(toy_workspace(tmp_path), "transformer")
     assert result.exit_code == 1
     assert "run `tool generate train painting`" in result.output
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_from_twice_the_batch(tmp_path: Path) -> None:
+    """Gradients are averaged, items shared out, the codebook started alike, and one process writes."""
+    words = [
+        "--crop",
+        "16",
+        "--smallest-side",
+        "0",
+        "--steps",
+        "6",
+        "--save-every",
+        "3",
+        "--revive-every",
+        "0",
+    ]
+    words += ["--channel-multipliers", "1,1", "--codebook-size", "8", "--start-codebook", "2", "--lr", "1e-3"]
+    words += ["--precision", "float32", "--device", "cpu", "--json"]
+    states, printed = [], []
+    for name, share in (("two", ["--batch", "1", "--devices", "2"]), ("one", ["--batch", "2"])):
+        workspace = toy_workspace(tmp_path / name)
+        command = [sys.executable, "-m", "cli", "generate", "train", "mask", "-w", str(workspace.root)]
+        done = subprocess.run([*command, *words, *share], capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        printed.append(json.loads(done.stdout))
+        states.append(load_file(workspace.model("mask-codes") / "model.safetensors"))
+        assert not (workspace.model("mask-codes") / STATE).exists()
+    assert all(torch.allclose(states[0][key], states[1][key], atol=2e-4) for key in states[0])
+    assert printed[0]["used"] == printed[1]["used"]

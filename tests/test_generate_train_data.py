@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from toy_paintings import COLOURS, toy_workspace
 
 from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask, write_mask
+from generate.augment import augment, cut_out, recolour, translate
 from generate.codebook import CodebookUse, k_means
 from generate.data import Crops, Stretches, held_out_keys, load_masks, load_pictures, scale, scaled_size
 from generate.discriminator import PatchDiscriminator, hinge_loss
-from generate.losses import adaptive_weight, class_wise_loss, detail_loss, next_token_loss
+from generate.losses import adversarial_sum, class_wise_loss, detail_loss, next_token_loss
 from generate.perceptual import PerceptualLoss, find_perceptual
 
 
@@ -130,13 +132,29 @@ def test_position_before_a_painting_token_predicts_it() -> None:
     assert float(next_token_loss(logits.roll(1, 1), painting)) > 10
 
 
-def test_adaptive_weight_makes_both_pull_alike() -> None:
-    weight = torch.tensor([1.0, -2.0], requires_grad=True)
-    strong, weak = (weight**2).sum() * 10, weight.sum() * 0.1
-    factor = adaptive_weight(strong, weak, weight)
-    (a,) = torch.autograd.grad(strong, weight)
-    (b,) = torch.autograd.grad(factor * weak, weight)
-    assert float(b.norm()) == pytest.approx(float(a.norm()), rel=0.02)
+def test_adversarial_sum_has_the_value_and_gradients_of_the_reference() -> None:
+    """Against the straightforward way: a gradient of each loss at the last weight, then the sum's everywhere."""
+    torch.manual_seed(0)
+    body, last = torch.nn.Conv2d(2, 4, 3), torch.nn.Conv2d(4, 3, 3)
+    judge = torch.nn.Conv2d(3, 1, 3)
+    made = last(torch.tanh(body(torch.randn(2, 2, 9, 11))))
+    wanted = torch.randn_like(made)
+
+    def costs(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (image - wanted).abs().mean(), -judge(image).mean()
+
+    rec, adv = costs(made)
+    (a,) = torch.autograd.grad(rec, last.weight, retain_graph=True)
+    (b,) = torch.autograd.grad(adv, last.weight, retain_graph=True)
+    theirs = rec + 0.8 * (a.norm() / (b.norm() + 1e-4)).detach() * adv
+    parameters = [*body.parameters(), *last.parameters()]
+    reference = torch.autograd.grad(theirs, parameters, retain_graph=True)
+    seen = made.detach().requires_grad_()
+    ours = adversarial_sum(made, seen, *costs(seen), 0.8, last.weight)
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    for one, other in zip(torch.autograd.grad(ours, parameters), reference, strict=True):
+        assert torch.allclose(one, other, atol=1e-6, rtol=1e-4)
+    assert all(one.grad is None for one in judge.parameters())
 
 
 def test_discriminator_learns_to_tell_two_textures_apart() -> None:
@@ -153,6 +171,39 @@ def test_discriminator_learns_to_tell_two_textures_apart() -> None:
     assert (
         net(torch.randn(1, 3, 40, 56)).mean() > net(F.interpolate(torch.randn(1, 3, 5, 7), (40, 56))).mean()
     )
+
+
+@pytest.mark.parametrize("change", [recolour, translate, cut_out, augment])
+def test_augmentation_is_random_keeps_the_shape_and_lets_gradients_through(
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(3, 3, 24, 40) * 2 - 1
+    images[2] = images[1]
+    images.requires_grad_()
+    changed = change(images)
+    assert changed.shape == images.shape
+    assert not torch.equal(changed[1], changed[2])
+    (gradient,) = torch.autograd.grad(changed.sum(), images)
+    assert gradient.abs().sum() > 0
+
+
+def test_a_shift_and_a_hole_leave_the_rest_as_it_was() -> None:
+    torch.manual_seed(1)
+    image = torch.arange(1.0, 1 + 3 * 16 * 24).view(1, 3, 16, 24)
+    shifted = translate(image)[0, 0]
+    rows, columns = torch.nonzero(shifted, as_tuple=True)
+    first = image[0, 0] == shifted[rows.min(), columns.min()]
+    top, left = (int(one) for one in torch.nonzero(first)[0])
+    height, width = int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
+    assert torch.equal(
+        shifted[rows.min() : rows.min() + height, columns.min() : columns.min() + width],
+        image[0, 0, top : top + height, left : left + width],
+    )
+    holed = cut_out(image)
+    same = holed == image
+    assert (holed[~same] == 0).all()
+    assert 0 < int((~same[0, 0]).sum()) <= 9 * 13
 
 
 def test_k_means_finds_the_centres() -> None:

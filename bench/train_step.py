@@ -1,0 +1,205 @@
+"""A training step of the three stages in preset `seed`, batch 1, against the reference's operations, on the CPU.
+
+Median seconds of a step and peak memory of the process, each side in a process of its own. Both sides have the same
+networks; see `bench/reference_step.py` for what the reference does differently. The painting stage has its adversarial
+and perceptual losses on, the latter with random weights. Ours runs as `tool generate train` does, on painted scenes
+scaled to 460 pixels. The transformer's paintings are cut to tokens once for the whole training: what that comes to a
+step (600 paintings, all their views, over the preset's steps) is in its figure, and also given by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from annotate.progress import note
+
+STAGES = ("painting", "mask", "transformer")
+SIDES = (("reference", "float32"), ("ours", "float32"), ("ours", "bfloat16"))
+STEPS = 4  # of which the first does not count
+PAINTINGS = 600  # of the seed document: over how many the cutting to tokens is spread
+SCENE = (460, 576)  # (H, W)
+
+
+def run() -> list[dict[str, object]]:
+    return [row for stage in STAGES for row in stage_rows(stage)]
+
+
+def stage_rows(stage: str) -> list[dict[str, object]]:
+    """The three rows of one stage."""
+    rows: list[dict[str, object]] = []
+    for side, precision in SIDES:
+        words = [sys.executable, "-m", "bench.train_step", stage, side, precision]
+        found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+        note(f"{stage}, {side}, {precision}: {found}")
+        step = median(found["seconds"][1:]) + found["cutting"]
+        rows.append(
+            {
+                "stage": stage,
+                "side": f"{side}, {precision}",
+                "s a step": step,
+                "of it cutting": found["cutting"],
+                "times faster": (float(str(rows[0]["s a step"])) if rows else step) / step,
+                "peak, GiB": found["peak"],
+            }
+        )
+    return rows
+
+
+def _child(stage: str, side: str, precision: str) -> dict[str, Any]:
+    measure = _ours if side == "ours" else _reference
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, cutting = measure(Path(folder), stage, precision)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": seconds, "cutting": cutting, "peak": peak}
+
+
+def _reference(folder: Path, stage: str, precision: str) -> tuple[list[float], float]:
+    import torch
+
+    from bench import reference_step
+    from generate.perceptual import find_perceptual
+    from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER
+    from generate.vqgan import VQGAN
+
+    reference_step.use_reference_operations()
+    torch.manual_seed(0)
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+
+    painting, mask = PAINTING_CODES["seed"], MASK_CODES["seed"]
+    x, ids = torch.rand(1, 3, 256, 256) * 2 - 1, torch.randint(7, (1, 32, 32)).repeat_interleave(8, 1)
+    ids = ids.repeat_interleave(8, 2)
+    if stage == "painting":
+        lpips = find_perceptual(str(_random_vgg(folder)))
+        assert lpips is not None
+        step = reference_step.painting_step(x, painting, lpips, autocast)
+    elif stage == "mask":
+        step = reference_step.mask_step(ids, mask, autocast)
+    else:
+        codes = (VQGAN(painting.vqgan()).eval(), VQGAN(mask.vqgan()).eval())
+        config = TRANSFORMER["seed"]
+        step = reference_step.transformer_step(
+            x, ids, config, config.gpt(painting.codebook_size), codes, autocast
+        )
+    seconds = []
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    return seconds, 0.0
+
+
+def _ours(folder: Path, stage: str, precision: str) -> tuple[list[float], float]:
+    """The real training, its steps timed from one end to the next."""
+    from generate.presets import MASK_CODES, PAINTING_CODES
+    from generate.train import Stage
+    from generate.train_codes import train_mask_codes, train_painting_codes
+
+    ends: list[float] = []
+    remember = Stage._remember
+
+    def timed(self: Stage) -> None:
+        remember(self)
+        ends.append(time.perf_counter())
+
+    setattr(Stage, "_remember", timed)  # noqa: B010, mypy forbids the plain way
+    short: dict[str, Any] = {
+        "steps": STEPS + 1, "save_every": STEPS + 1, "workers": 0, "precision": precision
+    }  # fmt: skip
+    cutting = 0.0
+    if stage == "transformer":
+        cutting = _transformer(folder, short, precision)
+    elif stage == "mask":
+        train_mask_codes(_scenes(folder), replace(MASK_CODES["seed"], **short), "cpu")
+    else:
+        # as after its warm-up; 10,000 steps are not waited for
+        config = replace(PAINTING_CODES["seed"], adversarial_start=0, perceptual=str(_random_vgg(folder)))
+        setattr(sys.modules["generate.train_codes"].PaintingStage, "stretch_end", lambda self: None)  # noqa: B010
+        train_painting_codes(_scenes(folder), replace(config, **short), "cpu")
+    return [after - before for before, after in pairwise(ends)], cutting
+
+
+def _transformer(folder: Path, short: dict[str, Any], precision: str) -> float:
+    """Train on random tokens; seconds a step that cutting paintings to tokens comes to."""
+    import torch
+
+    from generate.conditioning import unconditional_tokens
+    from generate.gpt import GPT
+    from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER
+    from generate.tokens import Tokens, Windows
+    from generate.train import fit_stage
+    from generate.train_transformer import TransformerStage
+    from generate.vqgan import VQGAN
+
+    seed = TRANSFORMER["seed"]
+    config = replace(seed, **short)
+    grid = (SCENE[0] // 16, SCENE[1] // 16)
+    views = tuple(torch.randint(1024, (2, *grid)) for _ in range(4))
+    tokens = [Tokens("scene", views, views)]
+    stage = TransformerStage(GPT(config.gpt(1024)), config, "", [], 1024)
+    windows = Windows(tokens, config.window, 0, config.open_part, config.open_all)
+    fit_stage(stage, windows, folder, "cpu", "Training the transformer")
+    codes = VQGAN(PAINTING_CODES["seed"].vqgan()).eval(), VQGAN(MASK_CODES["seed"].vqgan()).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        crop = torch.rand(1, 3, 256, 256)
+        works = (partial(codes[0].encode, crop), partial(unconditional_tokens, codes[1], (16, 16)))
+        painting, mask = (min(_seconds(work) for _ in range(2)) for work in works)
+    a_view = (painting + 2 * mask) * (grid[0] * grid[1]) / 256  # the mask as it is, and opened
+    count = PAINTINGS * seed.views * (2 if seed.flip else 1)
+    return a_view * count / (seed.steps * seed.batch)
+
+
+def _seconds(work: Any) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _scenes(folder: Path) -> Any:
+    """Two painted scenes with their true masks."""
+    from PIL import Image
+
+    from annotate.masks import Encoding, shift, write_mask
+    from annotate.paintings import scan, write_index
+    from annotate.workspace import Workspace
+    from demo.painter import paint
+
+    workspace = Workspace(folder)
+    (folder / "paintings").mkdir()
+    for number in range(2):
+        scene = paint(number, SCENE)
+        Image.fromarray(scene.painting).save(folder / "paintings" / f"scene-{number}.png")
+        write_mask(workspace.mask("shifted", f"scene-{number}"), shift(scene.ids), Encoding.SHIFTED)
+    write_index(workspace, scan(folder / "paintings", workspace).paintings)
+    return workspace
+
+
+def _random_vgg(folder: Path) -> Path:
+    """Weights of a VGG16 that nobody trained: the loss costs the same with them."""
+    import torch
+    from safetensors.torch import save_file
+    from torchvision.models.vgg import cfgs, make_layers
+
+    torch.manual_seed(0)
+    path = folder / "vgg16.safetensors"
+    save_file(
+        {f"features.{name}": value for name, value in make_layers(cfgs["D"]).state_dict().items()}, path
+    )
+    return path
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(*sys.argv[1:4])))
