@@ -266,7 +266,7 @@ def test_commands_from_masks_to_transformer(tmp_path: Path) -> None:
     tiny = ["--layers", "1", "--heads", "2", "--width", "16", "--window", "4", *sizes]
     result = run(workspace, "transformer", *tiny)
     assert "3 paintings" in result.stdout, result.output
-    for name, size in (("painting", (4 * 44, 72)), ("mask", (4 * 44, 72)), ("transformer", (4 * 8, 16))):
+    for name, size in (("painting", (3 * 44, 72)), ("mask", (3 * 44, 72)), ("transformer", (4 * 8, 16))):
         with Image.open(workspace.reports / f"generate-train-{name}.png") as grid:
             assert grid.size == size, name
     assert "up to date" in run(workspace, "transformer", *tiny).stdout
