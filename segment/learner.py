@@ -132,6 +132,9 @@ class Learner(L.LightningModule):
         return score(total.cpu().numpy(), self.classes.names).miou
 
     def _lose_patience(self, miou: float) -> None:
+        """Stop in the last round only: the rounds before it make its teacher, and their ends are set."""
+        if self.config.round_of(self.global_step) < self.config.rounds:
+            return
         self.best, self.waited = (miou, 0) if miou > self.best else (self.best, self.waited + 1)
         if 0 < self.config.patience <= self.waited:
             self.trainer.should_stop = True

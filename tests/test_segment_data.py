@@ -13,7 +13,7 @@ from torch import Tensor
 
 from annotate.classes import UNLABELLED, ClassTable
 from annotate.errors import UserError
-from annotate.masks import Encoding, write_mask
+from annotate.masks import Encoding, read_mask, write_mask
 from annotate.workspace import Workspace
 from segment.config import TrainConfig
 from segment.crops import Crops, Stretches
@@ -70,6 +70,16 @@ def test_one_class_only(tmp_path: Path) -> None:
     _overwrite(workspace, np.full(SIZE, 156, np.uint8))
     with pytest.raises(UserError, match="every labelled pixel is 'sky'"):
         load_samples(workspace, CLASSES, 0)
+
+
+def test_a_class_in_one_painting_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = toy_workspace(tmp_path)
+    mask = read_mask(workspace.mask("hand", "set/p1"), Encoding.RAW)
+    mask[2:5, 3:8] = 129
+    write_mask(workspace.mask("hand", "set/p1"), mask, Encoding.RAW)
+    samples = load_samples(workspace, workspace.settings().classes, 0)
+    assert len(samples) == 3
+    assert "street light is annotated in one painting only (set/p1)" in capsys.readouterr().err
 
 
 def test_another_size(tmp_path: Path) -> None:
