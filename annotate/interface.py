@@ -17,8 +17,11 @@ from annotate.regions import BRUSH, IMAGE, LABEL, POLYGON
 # have their own fixed 0.6 in the editor.
 OPACITY = "0.5"
 # The editor fits a small image to the width without its toolbar's 42 pixels, and then cuts its edges off: at
-# 600 x 400, 2.4% at each side (seen with 1.23.2).
-_BESIDE_TOOLS = "calc(100% - 44px)"
+# 600 x 400, 2.4% at each side. The slider of the brush's size takes 40 more, and lay over the painting's corner
+# (both seen with 1.23.2).
+_BESIDE_TOOLS = "calc(100% - 84px)"
+# The editor leaves room for its own bars alone, and a tall painting's foot lay below the screen.
+_BELOW_LABELS = "calc(100vh - 232px)"
 _KEYS = "1234567890qwtasdfgxcyijknm"  # letters that the editor's own tools leave free
 
 
@@ -28,12 +31,19 @@ def labelling_interface(classes: ClassTable) -> str:
     Source: labelstud.io/tags (Image, Labels, Brush, Polygon).
     """
     view = ET.Element("View")
+    # above the painting: below a tall one, a screen of 768 pixels does not show it
+    labels = ET.SubElement(view, "Labels", name=LABEL, toName=IMAGE, opacity=OPACITY, showInline="true")
+    for number, one in enumerate(classes.classes):
+        label = ET.SubElement(labels, "Label", value=one.name, background=one.color)
+        if number < len(_KEYS):
+            label.set("hotkey", _KEYS[number])
     ET.SubElement(
         view,
         "Image",
         name=IMAGE,
         value="$image",
         width=_BESIDE_TOOLS,
+        maxHeight=_BELOW_LABELS,
         zoom="true",
         zoomControl="true",
         brightnessControl="true",
@@ -41,11 +51,6 @@ def labelling_interface(classes: ClassTable) -> str:
         rotateControl="false",  # masks of a turned image would not fit the painting
         smoothing="false",  # zoomed in, pixels stay pixels
     )
-    labels = ET.SubElement(view, "Labels", name=LABEL, toName=IMAGE, opacity=OPACITY, showInline="true")
-    for number, one in enumerate(classes.classes):
-        label = ET.SubElement(labels, "Label", value=one.name, background=one.color)
-        if number < len(_KEYS):
-            label.set("hotkey", _KEYS[number])
     ET.SubElement(view, "Brush", name=BRUSH, toName=IMAGE)
     ET.SubElement(view, "Polygon", name=POLYGON, toName=IMAGE, strokeWidth="2", pointSize="small")
     ET.indent(view)
