@@ -110,7 +110,14 @@ def import_command(
 @workspace_option
 @json_option
 @click.argument("checkpoint", type=click.Path(dir_okay=False, path_type=Path))
-def export_command(workspace: Workspace, as_json: bool, checkpoint: Path) -> None:
+@click.option(
+    "--stage",
+    type=click.Choice(["whole", "painting", "mask"]),
+    default="whole",
+    show_default=True,
+    help="All three models as one, or a single VQGAN.",
+)
+def export_command(workspace: Workspace, as_json: bool, checkpoint: Path, stage: str) -> None:
     """Write the workspace's generator as a checkpoint and YAML that taming-transformers loads.
 
     \b
@@ -119,5 +126,5 @@ def export_command(workspace: Workspace, as_json: bool, checkpoint: Path) -> Non
     """
     from generate.taming import export_checkpoint
 
-    result = export_checkpoint(workspace, checkpoint)
+    result = export_checkpoint(workspace, checkpoint, stage)
     emit(result, as_json, f"{result.checkpoint}\n{result.config}\n{result.tensors} tensors")

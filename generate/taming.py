@@ -71,28 +71,38 @@ def import_checkpoint(
     return Imported({name: sum(p.numel() for p in model.parameters()) for name, model in built.items()})
 
 
-def export_checkpoint(workspace: Workspace, checkpoint: Path) -> Exported:
+def export_checkpoint(workspace: Workspace, checkpoint: Path, stage: str = "whole") -> Exported:
     """Write the three models as one Net2Net checkpoint, and `CHECKPOINT.yaml` that says how to build it.
 
     The state dict has every name that the original code expects, the attention masks included, so it loads
     strictly.
+
+    Args:
+        stage: `whole`, or a single VQGAN: `painting` or `mask`.
     """
+    if stage in STAGES:
+        codes, _ = load_vqgan(workspace.model(STAGES[stage]), f"tool generate train {stage}")
+        table = _vqgan_yaml(codes.config, "image" if stage == "painting" else "segmentation")
+        return _write(checkpoint, dict(codes.state_dict()), {"base_learning_rate": 4.5e-06, **table})
     painting, _ = load_vqgan(workspace.model("painting-codes"), "tool generate train painting")
     mask, _ = load_vqgan(workspace.model("mask-codes"), "tool generate train mask")
     gpt, _ = load_gpt(workspace.model("transformer"), "tool generate train transformer")
     state: dict[str, Tensor] = {}
     for prefix, model in zip(PREFIXES, (painting, mask, gpt), strict=True):
-        state |= {prefix + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        state |= {prefix + name: tensor for name, tensor in model.state_dict().items()}
     block = gpt.config.block_size
     for number in range(gpt.config.layers):
         past = torch.tril(torch.ones(block, block))[None, None]
         state[f"transformer.blocks.{number}.attn.mask"] = past
+    return _write(checkpoint, state, _net2net_yaml(painting.config, mask.config, gpt.config))
+
+
+def _write(checkpoint: Path, state: Mapping[str, Tensor], model: Mapping[str, Any]) -> Exported:
     with whole_file(checkpoint) as temporary:
-        torch.save({"state_dict": state, "epoch": 0, "global_step": 0}, temporary)
+        tensors = {name: one.contiguous() for name, one in state.items()}
+        torch.save({"state_dict": tensors, "epoch": 0, "global_step": 0}, temporary)
     beside = checkpoint.with_suffix(".yaml")
-    write_whole(
-        beside, yaml.safe_dump(_net2net_yaml(painting.config, mask.config, gpt.config), sort_keys=False)
-    )
+    write_whole(beside, yaml.safe_dump({"model": dict(model)}, sort_keys=False))
     return Exported(str(checkpoint), str(beside), len(state))
 
 
@@ -223,7 +233,7 @@ def _net2net_yaml(painting: VQGANConfig, mask: VQGANConfig, gpt: GPTConfig) -> d
         "cond_stage_config": _vqgan_yaml(mask, "segmentation"),
     }
     target = "taming.models.cond_transformer.Net2NetTransformer"
-    return {"model": {"base_learning_rate": 4.5e-06, "target": target, "params": params}}
+    return {"base_learning_rate": 4.5e-06, "target": target, "params": params}
 
 
 def _vqgan_yaml(c: VQGANConfig, image_key: str) -> dict[str, Any]:

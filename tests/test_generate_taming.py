@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -21,6 +22,7 @@ from golden_models import (
     painting_codes,
     transformer,
 )
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from annotate.errors import UserError
 from annotate.workspace import Workspace
@@ -224,3 +226,69 @@ def test_a_masks_vqgan_is_not_taken_for_a_paintings(exported: Path, tmp_path: Pa
     taken = load_vqgan(workspace.model("mask-codes"), "")[0].state_dict()
     assert taken.keys() == state.keys()
     assert all(torch.equal(taken[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("stage", ["painting", "mask"])
+def test_a_single_stage_goes_out_and_comes_back(trained: Workspace, tmp_path: Path, stage: str) -> None:
+    out, words = tmp_path / "stage.ckpt", ["--stage", stage]
+    result = CliRunner().invoke(main, ["generate", "export", str(out), "-w", str(trained.root), *words])
+    assert result.exit_code == 0, result.output
+    wanted = load_vqgan(trained.model(f"{stage}-codes"), "")[0]
+    assert torch.load(out, weights_only=True)["state_dict"].keys() == wanted.state_dict().keys()
+    config = ["--config", str(out.with_suffix(".yaml"))]
+    result = CliRunner().invoke(
+        main, ["generate", "import", str(out), *config, "-w", str(tmp_path / "new"), *words]
+    )
+    assert result.exit_code == 0, result.output
+    back = load_vqgan(Workspace(tmp_path / "new").model(f"{stage}-codes"), "")[0]
+    assert back.config == wanted.config
+    assert all(torch.equal(one, wanted.state_dict()[name]) for name, one in back.state_dict().items())
+
+
+def test_a_whole_one_comes_in_with_its_losses_colours_and_averages(
+    trained: Workspace, exported: Path, tmp_path: Path
+) -> None:
+    loaded = torch.load(exported, weights_only=True)
+    extra = {
+        "first_stage_model.loss.discriminator.main.0.weight": torch.zeros(3),
+        "first_stage_model.loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1),
+        "first_stage_model.quantize.embedding.embed_avg": torch.zeros(2),
+        "cond_stage_model.colorize": torch.zeros(3, 182, 1, 1),
+        "model_ema.decay": torch.tensor(0.999),
+        "model_ema.transformerhead": torch.zeros(64, 64),
+    }
+    torch.save({**loaded, "state_dict": loaded["state_dict"] | extra}, tmp_path / "full.ckpt")
+    import_checkpoint(Workspace(tmp_path / "new"), tmp_path / "full.ckpt", exported.with_suffix(".yaml"))
+    assert same_models(trained, Workspace(tmp_path / "new"))
+
+
+def test_what_lightning_2_writes_comes_in(exported: Path, tmp_path: Path) -> None:
+    """A checkpoint of Lightning's own trainer, with hyperparameters, callbacks and an optimizer's state."""
+
+    class Stage(L.LightningModule):
+        def __init__(self, ddconfig: dict[str, Any], monitor: Path) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            codes = painting_codes()
+            self.encoder, self.decoder, self.quantize = codes.encoder, codes.decoder, codes.quantize
+            self.quant_conv, self.post_quant_conv = codes.quant_conv, codes.post_quant_conv
+
+        def training_step(self, batch: torch.Tensor, number: int) -> torch.Tensor:
+            return torch.as_tensor(self.quant_conv(batch).square().mean() * 0)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=0.0)
+
+    path = single_stage(tmp_path / "stage.ckpt", {})  # for its YAML
+    stage = Stage({"ch": 32}, Path("val/loss"))
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[ModelCheckpoint(tmp_path / "kept", save_last=True)],
+    )  # fmt: skip
+    loader: Any = torch.utils.data.DataLoader([torch.zeros(32, 4, 4)])  # type: ignore[arg-type]
+    trainer.fit(stage, loader)
+    last = tmp_path / "kept" / "last.ckpt"
+    assert "pytorch-lightning_version" in torch.load(last, weights_only=False)
+    import_checkpoint(Workspace(tmp_path / "new"), last, path.with_suffix(".yaml"))
+    taken = load_vqgan(Workspace(tmp_path / "new").model("painting-codes"), "")[0].state_dict()
+    assert all(torch.equal(one, painting_codes().state_dict()[name]) for name, one in taken.items())

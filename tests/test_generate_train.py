@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -20,6 +23,7 @@ from safetensors.torch import load_file
 from toy_paintings import toy_workspace
 
 from annotate.errors import UserError
+from annotate.masks import Encoding, write_mask
 from annotate.workspace import Workspace
 from generate.checkpoint import load_vqgan
 from generate.commands import generate
@@ -87,8 +91,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def copy(workspace: Workspace, root: Path) -> Workspace:
-    import shutil
-
     return Workspace(Path(shutil.copytree(workspace.root, root)))
 
 
@@ -225,6 +227,44 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(
     state = torch.load(workspace.model("painting-codes") / STATE, weights_only=True)
     assert state["own"]["done"] == 4
     assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_too_little_memory_names_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.empty(2**52).sum()  # torch's own error: no machine has that much
+
+    monkeypatch.setattr("generate.train_codes.detail_loss", greedy)
+    with pytest.raises(UserError, match=r"out of memory on cpu: lower --batch \(now 2\) and raise --accum"):
+        train_painting_codes(toy_workspace(tmp_path), PAINTING, "cpu")
+
+
+def test_a_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, saves = toy_workspace(tmp_path), []
+    save = L.Trainer.save_checkpoint
+
+    def full(trainer: L.Trainer, path: Path, *rest: Any, **more: Any) -> None:
+        saves.append(path)
+        if len(saves) > 1:
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(trainer, path, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(L.Trainer, "save_checkpoint", full)
+        with pytest.raises(UserError, match="the disk is full; free some space and run the command again"):
+            train_mask_codes(workspace, MASK, "cpu")
+    folder = workspace.model("mask-codes")
+    assert [one.name for one in folder.iterdir()] == [STATE]
+    assert torch.load(folder / STATE, weights_only=True)["own"]["done"] == 4
+    assert train_mask_codes(workspace, MASK, "cpu").trained
+
+
+def test_a_mask_of_another_size_than_its_painting_is_named(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    write_mask(workspace.mask("shifted", "toy 1"), np.zeros((36, 40), np.uint8), Encoding.SHIFTED)
+    result = run(workspace, "mask", "--smallest-side", "0", "--crop", "16", "--batch", "2")
+    assert result.exit_code == 1
+    assert "toy 1.png: the mask is 36 x 40, its painting 36 x 44; run `tool segment convert`" in result.output
 
 
 def test_sample_grids_are_drawn_every_so_many_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
