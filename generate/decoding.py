@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generate.gpt import GPT, Block
+from generate.projection import Precision, activations, kept, projection
 
 
 class Decoder:
@@ -16,18 +17,19 @@ class Decoder:
 
     Args:
         model: the trained transformer; it is not changed.
-        dtype: torch.float32 or torch.bfloat16.
+        precision: float32; bfloat16 throughout; or int8 weights (CPU only) with float32 between the layers.
     """
 
-    def __init__(self, model: GPT, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: GPT, precision: Precision = "float32") -> None:
+        dtype = activations(precision)
         self.config = model.config
-        self.dtype = dtype
+        self.kept = kept(precision)
         self.device = model.head.weight.device
         self.tokens = model.tok_emb.weight.detach().to(dtype)
         self.positions = model.pos_emb.detach()[0].to(dtype)  # (block, C)
-        self.blocks = [_FusedBlock(cast(Block, block), dtype) for block in model.blocks]
+        self.blocks = [_FusedBlock(cast(Block, block), precision) for block in model.blocks]
         self.norm = _norm_weights(model.ln_f, dtype)
-        self.head = model.head.weight.detach().to(dtype)
+        self.head = projection(model.head.weight, None, precision)
 
     def session(self, batch: int) -> Session:
         """Begin `batch` sequences."""
@@ -42,7 +44,12 @@ class Session:
         self.seen = 0
         c = decoder.config
         shape = (c.layers, 2, batch, c.heads, c.block_size, c.width // c.heads)
-        self.cache = torch.empty(shape, dtype=decoder.dtype, device=decoder.device)
+        self.cache = torch.empty(shape, dtype=decoder.kept, device=decoder.device)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the keys and values take when the sequences are full."""
+        return self.cache.numel() * self.cache.element_size()
 
     def feed(self, tokens: Tensor) -> Tensor:
         """Append tokens (B, t) and give the logits (B, V), float32, for the token that comes next."""
@@ -54,21 +61,22 @@ class Session:
             x = block.forward(x, self.cache[number], start, only_last=last)
         self.seen = end
         x = F.layer_norm(x[:, -1], (d.config.width,), *d.norm)
-        return F.linear(x, d.head).float()
+        return d.head(x).float()
 
 
 class _FusedBlock:
     """One transformer block: query, key and value in one matrix, cached attention, then the feed-forward."""
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
-        attention = block.attn
+    def __init__(self, block: Block, precision: Precision) -> None:
+        attention, dtype = block.attn, activations(precision)
         parts = (attention.query, attention.key, attention.value)
+        up, down = (cast(torch.nn.Linear, block.mlp[n]) for n in (0, 2))
         self.heads = attention.heads
-        self.qkv = torch.cat([part.weight for part in parts]).detach().to(dtype)
-        self.qkv_bias = torch.cat([part.bias for part in parts]).detach().to(dtype)
-        self.proj = _linear_weights(attention.proj, dtype)
-        self.up = _linear_weights(cast(torch.nn.Linear, block.mlp[0]), dtype)
-        self.down = _linear_weights(cast(torch.nn.Linear, block.mlp[2]), dtype)
+        weight, bias = (torch.cat([getattr(one, name) for one in parts]) for name in ("weight", "bias"))
+        self.qkv = projection(weight, bias, precision)
+        self.proj = projection(attention.proj.weight, attention.proj.bias, precision)
+        self.up = projection(up.weight, up.bias, precision)
+        self.down = projection(down.weight, down.bias, precision)
         self.norm1, self.norm2 = _norm_weights(block.ln1, dtype), _norm_weights(block.ln2, dtype)
 
     def forward(self, x: Tensor, cache: Tensor, start: int, only_last: bool) -> Tensor:
@@ -76,13 +84,12 @@ class _FusedBlock:
         batch, count, width = x.shape
         end = start + count
         h = F.layer_norm(x, (width,), *self.norm1)
-        q, k, v = (
-            F.linear(h, self.qkv, self.qkv_bias).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = self.qkv(h).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         cache[0, :, :, start:end], cache[1, :, :, start:end] = k, v
         if only_last:
             q, x, count = q[:, :, -1:], x[:, -1:], 1
         keys, values = cache[0, :, :, :end], cache[1, :, :, :end]  # (B, heads, end, d)
+        q = q.to(cache.dtype)
         if count == 1:
             y = F.scaled_dot_product_attention(q, keys, values)
         elif start == 0:
@@ -90,13 +97,9 @@ class _FusedBlock:
         else:
             seen = torch.ones(count, end, dtype=torch.bool, device=x.device).tril(start)
             y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-        x = x + F.linear(y.transpose(1, 2).reshape(batch, count, width), *self.proj)
+        x = x + self.proj(y.transpose(1, 2).reshape(batch, count, width).to(x.dtype))
         h = F.layer_norm(x, (width,), *self.norm2)
-        return x + F.linear(F.gelu(F.linear(h, *self.up)), *self.down)
-
-
-def _linear_weights(layer: torch.nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return layer.weight.detach().to(dtype), layer.bias.detach().to(dtype)
+        return x + self.down(F.gelu(self.up(h)))
 
 
 def _norm_weights(layer: torch.nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,82 @@
+"""Large canvases in tiles: VQGANs encode and decode them with memory that does not grow with the canvas.
+
+A canvas of at most `TILE` tokens a side goes through whole, as the reference does it. A larger one is cut into tiles
+that overlap: a mask's tokens are taken from the middle of each tile, far from its cut edges, and a painting's pixels
+fade from one tile into the next, so that the group norms' slightly different statistics make no seam.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from generate.vqgan import VQGAN
+
+TILE = 64  # tokens a side: 1024 pixels with 16 pixels a token
+OVERLAP = 8  # tokens that neighbours share
+
+
+def spans(length: int, tile: int = TILE, overlap: int = OVERLAP) -> list[tuple[int, int]]:
+    """[first, last) of overlapping tiles that cover `length`; all but a single one have `tile`."""
+    if length <= tile:
+        return [(0, length)]
+    count = -(-(length - overlap) // (tile - overlap))
+    starts = [round(n * (length - tile) / (count - 1)) for n in range(count)]
+    return [(start, start + tile) for start in starts]
+
+
+def encode_tiled(codes: VQGAN, ids: Tensor, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
+    """Mask tokens (1, h, w) of shifted ids (1, H, W); H and W are multiples of `codes.config.downsampling`."""
+    factor = codes.config.downsampling
+    height, width = (side // factor for side in ids.shape[1:])
+    tokens = torch.empty((1, height, width), dtype=torch.int64, device=ids.device)
+    for top, bottom in spans(height, tile, overlap):
+        for left, right in spans(width, tile, overlap):
+            cut = ids[:, top * factor : bottom * factor, left * factor : right * factor]
+            found = codes.encode_mask(cut).indices  # (1, tile, tile)
+            # From the middle of what is shared on, this tile knows better than the ones above and to the left.
+            row, column = (overlap // 2 if start > 0 else 0 for start in (top, left))
+            tokens[:, top + row : bottom, left + column : right] = found[:, row:, column:]
+    return tokens
+
+
+def decode_tiled(
+    codes: VQGAN, tokens: Tensor, size: tuple[int, ...], tile: int = TILE, overlap: int = OVERLAP
+) -> NDArray[np.uint8]:
+    """Painting (H, W, 3) of painting tokens (h, w), cut to `size` (H, W)."""
+    factor = codes.config.downsampling
+    height, width = tokens.shape
+    canvas = np.zeros((height * factor, width * factor, 3), np.uint8)
+    for rows in spans(height, tile, overlap):
+        painted = _decode_row(codes, tokens[rows[0] : rows[1]], tile, overlap)  # (tile f, W, 3) float
+        top, bottom = rows[0] * factor, rows[1] * factor
+        if rows[0] > 0:
+            fade = _ramp(overlap * factor)[:, None, None]
+            above = canvas[top : top + len(fade)].astype(np.float32)
+            painted[: len(fade)] = above * (1 - fade) + painted[: len(fade)] * fade
+        canvas[top:bottom] = painted.round().clip(0, 255)
+    return canvas[: size[0], : size[1]]
+
+
+def _decode_row(codes: VQGAN, tokens: Tensor, tile: int, overlap: int) -> NDArray[np.float32]:
+    """One row of tiles, faded from left to right: (H, W, 3) in 0..255."""
+    factor = codes.config.downsampling
+    height, width = tokens.shape
+    row = np.zeros((height * factor, width * factor, 3), np.float32)
+    for first, last in spans(width, tile, overlap):
+        image = codes.decode_indices(tokens[None, :, first:last])[0].float()  # (3, H, tile f) in [-1, 1]
+        pixels = image.add(1).mul(127.5).clamp(0, 255).permute(1, 2, 0).cpu().numpy()
+        left, right = first * factor, last * factor
+        if first > 0:
+            fade = _ramp(overlap * factor)[None, :, None]
+            pixels[:, : overlap * factor] = (
+                row[:, left : left + overlap * factor] * (1 - fade) + pixels[:, : overlap * factor] * fade
+            )
+        row[:, left:right] = pixels
+    return row
+
+
+def _ramp(length: int) -> NDArray[np.float32]:
+    return ((np.arange(length) + 0.5) / length).astype(np.float32)
