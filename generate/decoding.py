@@ -10,6 +10,11 @@ from torch import Tensor
 
 from generate.gpt import GPT, Block
 from generate.projection import Precision, activations, kept, projection
+from generate.window import Again
+
+KEPT_BYTES = (
+    4 << 30
+)  # of keys and values; with the seed document's transformer in float32 a window has 100 MB
 
 
 class Decoder:
@@ -21,7 +26,7 @@ class Decoder:
     """
 
     def __init__(self, model: GPT, precision: Precision = "float32") -> None:
-        dtype = activations(precision)
+        self.dtype = dtype = activations(precision)
         self.config = model.config
         self.kept = kept(precision)
         self.device = model.head.weight.device
@@ -62,6 +67,31 @@ class Session:
         self.seen = end
         x = F.layer_norm(x[:, -1], (d.config.width,), *d.norm)
         return d.head(x).float()
+
+
+class KeptSessions:
+    """Sessions of windows that will be asked again, in bounded memory.
+
+    Windows of the first rows come back row after row, one after another. Where they do not all fit, to drop the one
+    that was kept last leaves the others to be found; to drop the oldest would lose every one before its turn.
+    """
+
+    def __init__(self, limit: int = KEPT_BYTES) -> None:
+        self.limit = limit
+        self._kept: dict[Again, dict[tuple[int, int], Session]] = {"soon": {}, "later": {}}
+
+    def take(self, window: tuple[int, int]) -> Session | None:
+        """The window's session, which is kept no more."""
+        return self._kept["soon"].pop(window, None) or self._kept["later"].pop(window, None)
+
+    def put(self, window: tuple[int, int], session: Session, again: Again) -> None:
+        """Keep it if it is asked again and there is room; what is asked soon goes before what is asked later."""
+        if again == "never":
+            return
+        soon, later = self._kept["soon"], self._kept["later"]
+        self._kept[again][window] = session
+        while sum(one.bytes for one in (*soon.values(), *later.values())) > self.limit:
+            (later or soon).popitem()
 
 
 class _FusedBlock:

@@ -11,10 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from generate.decoding import Decoder, Session
+from generate.decoding import Decoder, KeptSessions, Session
 from generate.window import Task, block_waves, exact_waves
-
-KEPT_SESSIONS = 4  # 100 MB each a painting with the seed document's transformer in float32
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ class _Canvas:
             self.tokens[:, given.where] = given.tokens.to(mask_tokens)[given.where]
         self.log_likelihood = torch.zeros(len(mask_tokens))
         self.side = decoder.config.window
-        self.kept: dict[tuple[int, int], Session] = {}  # sessions of single windows that will be asked again
+        self.kept = KeptSessions()
 
     def paint(self, wave: list[Task]) -> Iterator[int]:
         """Paint the tasks of one wave; those with the same places share a batch. Yields how many tokens were painted."""
@@ -196,21 +194,14 @@ class _Canvas:
             known[:, place] = self._draw(logits, place, tasks)
             self._put(place, tasks, known[:, place])
             yield len(known)
-        self._keep(tasks, session)
+        if len(tasks) == 1:
+            self.kept.put((tasks[0].top, tasks[0].left), session, tasks[0].again)
 
     def _session(self, places: tuple[int, ...], tasks: list[Task]) -> Session:
-        where = (tasks[0].top, tasks[0].left)
-        kept = self.kept.pop(where, None) if len(tasks) == 1 else None
+        kept = self.kept.take((tasks[0].top, tasks[0].left)) if len(tasks) == 1 else None
         if kept is not None and kept.seen <= self.side**2 + places[0]:
             return kept
         return self.decoder.session(len(self.conditions) * len(tasks) * len(self.tokens))
-
-    def _keep(self, tasks: list[Task], session: Session) -> None:
-        """A window that has not moved goes on from here: keep its keys and values, and those of a few others."""
-        if len(tasks) == 1:
-            self.kept[(tasks[0].top, tasks[0].left)] = session
-            while len(self.kept) > KEPT_SESSIONS:
-                del self.kept[next(iter(self.kept))]  # the oldest
 
     def _windows(self, grid: Tensor, tasks: list[Task]) -> Tensor:
         """(B, h, w) -> (tasks B, side side), the windows of the tasks in raster order."""

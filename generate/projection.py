@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -74,4 +74,4 @@ class Int8Projection:
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x / largest, 1 / 127, 128, self.packed
         )
-        return cast(Tensor, torch.addcmul(self.bias, product, largest))
+        return torch.addcmul(self.bias, product, largest)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from generate.gpt import GPT
 from generate.live import Live
 from generate.order import Order, read_order
 from generate.painting import Chance, Guidance, paint_tokens
+from generate.projection import Precision
 from generate.recipe import free_path, recipe_beside, write_painting
 from generate.sample_config import SampleConfig
+from generate.tiles import decode_tiled, encode_tiled
 from generate.vqgan import VQGAN
 from segment.device import choose_device
 
@@ -161,26 +163,13 @@ def encode_canvas(models: Models, ids: Ids, device: torch.device) -> Tensor:
     height, width = (side * models.mask_codes.config.downsampling for side in _grid(models, ids))
     padded = np.pad(ids, ((0, height - ids.shape[0]), (0, width - ids.shape[1])), mode="edge")
     with torch.inference_mode():
-        return models.mask_codes.encode_mask(
-            torch.from_numpy(padded.astype(np.int64))[None].to(device)
-        ).indices
+        return encode_tiled(models.mask_codes, torch.from_numpy(padded)[None].to(device))
 
 
 def _grid(models: Models, ids: Ids) -> tuple[int, int]:
     """(h, w) of a canvas in tokens: whole ones, and at least a window."""
     factor, least = models.mask_codes.config.downsampling, models.transformer.config.window
     return max(-(-ids.shape[0] // factor), least), max(-(-ids.shape[1] // factor), least)
-
-
-def decode_canvas(codes: VQGAN, tokens: Tensor, size: tuple[int, ...]) -> list[NDArray[np.uint8]]:
-    """Painting tokens (B, h, w) -> B paintings (H, W, 3), cut to `size` (H, W); one at a time, to save memory."""
-    paintings = []
-    with torch.inference_mode():
-        for grid in tokens:
-            image = codes.decode_indices(grid[None])[0].float()  # (3, H, W) in [-1, 1]
-            pixels = image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-            paintings.append(pixels.permute(1, 2, 0).cpu().numpy()[: size[0], : size[1]])
-    return paintings
 
 
 def write_tokens(path: Path, tokens: Tensor) -> None:
@@ -228,12 +217,12 @@ def _paint(
     guidance = None
     if config.guidance != 1:
         guidance = Guidance(config.guidance, unconditional_tokens(models.mask_codes, size))
-    decoder = Decoder(models.transformer, torch.bfloat16 if config.precision == "bfloat16" else torch.float32)
+    decoder = Decoder(models.transformer, cast(Precision, config.precision))
     chance = Chance(config.temperature, config.top_k, config.seed)
     stride = 1 if config.stride == 1 else models.transformer.config.window // 2
 
     def finish(tokens: Tensor) -> NDArray[np.uint8]:
-        (picture,) = decode_canvas(codes, tokens[None], order.ids.shape)
+        picture = decode_tiled(codes, tokens, order.ids.shape)
         return order.repaint.blend(picture) if order.repaint else picture
 
     todo = mask_tokens.numel() - (int(given.where.sum()) if given else 0)

@@ -27,6 +27,7 @@ def spans(length: int, tile: int = TILE, overlap: int = OVERLAP) -> list[tuple[i
     return [(start, start + tile) for start in starts]
 
 
+@torch.inference_mode()
 def encode_tiled(codes: VQGAN, ids: Tensor, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
     """Mask tokens (1, h, w) of shifted ids (1, H, W); H and W are multiples of `codes.config.downsampling`."""
     factor = codes.config.downsampling
@@ -42,6 +43,7 @@ def encode_tiled(codes: VQGAN, ids: Tensor, tile: int = TILE, overlap: int = OVE
     return tokens
 
 
+@torch.inference_mode()
 def decode_tiled(
     codes: VQGAN, tokens: Tensor, size: tuple[int, ...], tile: int = TILE, overlap: int = OVERLAP
 ) -> NDArray[np.uint8]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+Again = Literal["soon", "later", "never"]
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,7 @@ class Task:
     top: int  # the window's first row and column on the canvas
     left: int
     places: tuple[int, ...]  # raster numbers inside the window, ascending
+    again: Again = "never"  # the same window is asked for the next column, for a later row, or no more
 
 
 def local(index: int, length: int, side: int) -> int:
@@ -54,7 +58,10 @@ def exact_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
             if i > 0 and done[i - 1] < min(left + side, width):
                 break  # the row above is not far enough, so no row below it is either
             top = starts[1][i]
-            wave.append((i, Task(top, left, ((i - top) * side + j - left,))))
+            soon = j + 1 < width and starts[0][j + 1] == left
+            later = i + 1 < height and starts[1][i + 1] == top
+            again: Again = "soon" if soon else "later" if later else "never"
+            wave.append((i, Task(top, left, ((i - top) * side + j - left,), again)))
         for i, _ in wave:
             done[i] += 1
         yield [task for _, task in wave]

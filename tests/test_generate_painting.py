@@ -8,9 +8,11 @@ import torch
 from golden_models import GRIDS, transformer, vector
 from torch import Tensor
 
-from generate.decoding import Decoder
+from generate import painting
+from generate.decoding import Decoder, KeptSessions
 from generate.gpt import GPT
 from generate.painting import Chance, paint_tokens
+from generate.projection import Precision, projection
 from generate.window import block_waves, exact_waves, local
 
 
@@ -112,14 +114,52 @@ def test_draws_follow_the_softmax() -> None:
     torch.testing.assert_close(shares, (logits / 0.5).softmax(0), atol=0.02, rtol=0)
 
 
-def test_bfloat16_stays_close() -> None:
+@pytest.mark.parametrize(("precision", "off"), [("float32", 1e-5), ("bfloat16", 0.05), ("int8", 0.1)])
+def test_precisions_stay_close(precision: Precision, off: float) -> None:
     model = transformer()
     tokens = torch.randint(64, (2, 300), generator=torch.Generator().manual_seed(0))
-    exact, rounded = (
-        Decoder(model, dtype).session(2).feed(tokens) for dtype in (torch.float32, torch.bfloat16)
-    )
-    torch.testing.assert_close(exact, model(tokens)[:, -1].detach(), atol=1e-4, rtol=0)
-    assert (exact - rounded).norm() < 0.05 * exact.norm()
+    exact = model(tokens)[:, -1].detach()
+    session = Decoder(model, precision).session(2)
+    session.feed(tokens[:, :299])
+    assert (session.feed(tokens[:, 299:]) - exact).norm() < off * exact.norm()
+
+
+@pytest.mark.parametrize("size", [(1, 64), (5, 64), (2, 7, 64)])
+def test_int8_rows_do_not_see_each_other(size: tuple[int, ...]) -> None:
+    torch.manual_seed(3)
+    layer, x = torch.nn.Linear(64, 48), torch.randn(*size) * torch.rand(*size[:-1], 1) * 100
+    eight = projection(layer.weight, layer.bias, "int8")
+    with torch.inference_mode():
+        together, exact = eight(x), layer(x)
+        for row, one in zip(x.reshape(-1, 64), together.reshape(-1, 48), strict=True):
+            assert torch.equal(eight(row[None])[0], one)
+    assert (together - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 100])
+def test_what_is_kept_changes_no_token_and_stays_in_its_memory(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, chance = Decoder(transformer()), Chance(temperature=1.0, top_k=20, seed=3)
+    mask_tokens = torch.randint(64, (1, 18, 25), generator=torch.Generator().manual_seed(1))
+    usual = paint_tokens(decoder, mask_tokens, chance).tokens
+    one = decoder.session(1).bytes
+    monkeypatch.setattr(painting, "KeptSessions", lambda: KeptSessions(limit * one))
+    assert torch.equal(paint_tokens(decoder, mask_tokens, chance).tokens, usual)
+
+
+def test_sessions_asked_soon_are_kept_before_those_asked_later() -> None:
+    decoder = Decoder(transformer())
+    sessions = [decoder.session(1) for _ in range(4)]
+    kept = KeptSessions(2 * sessions[0].bytes)
+    kept.put((0, 1), sessions[0], "later")
+    kept.put((0, 2), sessions[1], "later")
+    kept.put((0, 3), sessions[2], "later")
+    kept.put((0, 0), sessions[3], "soon")
+    assert kept.take((0, 0)) is sessions[3]
+    assert kept.take((0, 1)) is sessions[0]
+    assert kept.take((0, 2)) is None
+    assert kept.take((0, 3)) is None
 
 
 def test_small_canvas_and_odd_stride_are_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ def test_spans_cover_and_overlap(length: int) -> None:
     found = spans(length, 64, 8)
     assert found[0][0] == 0
     assert found[-1][1] == length
-    for (first, last), (following, _) in zip(found, found[1:], strict=False):
+    for (first, last), (following, _) in itertools.pairwise(found):
         assert last - first == 64
         assert first < following <= last - 8
 
