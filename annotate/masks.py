@@ -17,6 +17,7 @@ from annotate.errors import UserError
 from annotate.files import whole_file
 
 CHUNK = "encoding"
+LEARNT_FROM = "hand-masks.json"  # in a model's folder: the digest of each hand mask that it learnt from
 MEAN_CONFIDENCE = (
     "mean-confidence"  # text chunk of a pseudo mask: how sure the model is, 0 to 1 over its pixels
 )
@@ -93,6 +94,16 @@ def mask_digest(path: Path) -> str:
             return found.hexdigest()
         place += length + 12
     raise UserError(f"{path}: not a whole PNG; delete it and run the step that wrote it")
+
+
+def mask_digests(folder: Path) -> dict[str, str]:
+    """The digest of every mask in a folder, by key.
+
+    Raises:
+        UserError: a file that is not a PNG.
+    """
+    found = (path for path in sorted(folder.rglob("*.png")) if folder.is_dir())
+    return {path.relative_to(folder).with_suffix("").as_posix(): mask_digest(path) for path in found}
 
 
 def read_levels(path: Path) -> NDArray[np.uint8]:

@@ -59,7 +59,7 @@ def position(workspace: Workspace) -> Position:
     asked = sum(one.split == "hand" for one in paintings.values())
     rest = len(paintings) - len(hand)
     models = {name: _model_step(workspace, name, title, command) for name, title, command in MODELS}
-    stale = _stale(workspace, hand)
+    stale = _stale(workspace)
     samples = len(list(workspace.samples.glob("*.png"))) if workspace.samples.is_dir() else 0
     a_key = shlex.quote(min(shifted)) if shifted else "KEY"
     steps = (
@@ -92,14 +92,21 @@ def _fields(step: Step) -> tuple[str, int, int]:
     return step.name, step.done, step.total
 
 
-def _stale(workspace: Workspace, hand: set[str]) -> str:
-    """How many hand masks are newer than the model that should have learnt from them."""
-    model = workspace.model("deeplab") / "model.safetensors"
-    if not model.exists():
-        return ""
-    trained = model.stat().st_mtime
-    newer = sum(workspace.mask("hand", key).stat().st_mtime > trained for key in hand)
-    return f"{newer} hand masks are newer: train again" if newer else ""
+def _stale(workspace: Workspace) -> str:
+    """How many hand masks show something else than when the model learnt from them, came or went since.
+
+    By content, not by date: a workspace that was copied, or pulled again, asks for nothing.
+    """
+    from annotate.files import read_json
+    from annotate.masks import LEARNT_FROM, mask_digests
+
+    path = workspace.model("deeplab") / LEARNT_FROM
+    learnt = read_json(path) if path.exists() else None
+    if not isinstance(learnt, dict):
+        return ""  # no model, or one that was not trained here
+    there = mask_digests(workspace.masks("hand"))
+    count = sum(learnt.get(key) != there.get(key) for key in learnt.keys() | there.keys())
+    return f"{count} hand mask{'s' if count > 1 else ''} changed since: train again" if count else ""
 
 
 def _confidence(workspace: Workspace) -> str:

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as T
 
 from annotate.classes import UNLABELLED, ClassTable
 from annotate.errors import UserError
-from annotate.masks import Encoding, read_mask
+from annotate.masks import Encoding, mask_digest, read_mask
 from annotate.paintings import Painting, load_painting, read_index
 from annotate.progress import note, progress
 from annotate.workspace import Workspace
@@ -29,7 +29,7 @@ class Sample:
     key: str
     pixels: Tensor  # (3, h, w) uint8
     labels: Tensor  # (h, w) uint8 class indices, 255 = unlabelled
-    digest: str  # of the painting's and the mask's bytes
+    digest: str  # of the painting's bytes and of what the mask shows
 
 
 def load_samples(workspace: Workspace, classes: ClassTable, smallest_side: int) -> list[Sample]:
@@ -73,7 +73,7 @@ def _load(workspace: Workspace, painting: Painting, classes: ClassTable, smalles
     if size != labels.shape:
         small = T.resize(small, list(size), antialias=True)
         truth = T.resize(truth[None], list(size), interpolation=T.InterpolationMode.NEAREST_EXACT)[0]
-    digest = hashlib.sha256(painting.sha256.encode() + path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(f"{painting.sha256} {mask_digest(path)}".encode()).hexdigest()
     return Sample(painting.key, small, truth, digest)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 import warnings
@@ -25,7 +24,8 @@ from torch.utils.data import DataLoader
 
 from annotate.classes import ClassTable
 from annotate.errors import UserError
-from annotate.files import whole_file
+from annotate.files import whole_file, write_json
+from annotate.masks import LEARNT_FROM, mask_digests
 from annotate.paintings import read_index
 from annotate.progress import note, progress
 from annotate.workspace import Workspace
@@ -85,6 +85,7 @@ def train(
             f"--devices {config.devices}: torch sees {torch.cuda.device_count()} here; ask for fewer"
         )
     classes = workspace.settings().classes
+    masks = mask_digests(workspace.masks("hand"))
     samples = load_samples(workspace, classes, config.smallest_side)
     folder = workspace.model("deeplab")
     mark = fingerprint(samples, classes, config)
@@ -92,7 +93,7 @@ def train(
         (folder / STATE).unlink(missing_ok=True)
     saved = saved_config(workspace)
     if saved is not None and saved.get("fingerprint") == mark and not again and not (folder / STATE).exists():
-        os.utime(folder / "model.safetensors")  # newer than the masks, which are the ones it has learnt from
+        write_json(folder / LEARNT_FROM, masks)  # one that shows nothing may have come or gone
         figures = saved["figures"]
         return TrainResult(
             str(folder),
@@ -117,6 +118,7 @@ def train(
         "figures": figures,
     }
     save(workspace, fitted.net, about)
+    write_json(folder / LEARNT_FROM, masks)
     (folder / STATE).unlink(missing_ok=True)
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     seconds = round(time.monotonic() - started, 1)

@@ -17,7 +17,8 @@ import torch
 from segment_toys import SHORT, toy, toy_workspace
 
 from annotate.errors import UserError
-from annotate.masks import Encoding, write_mask
+from annotate.files import read_json
+from annotate.masks import LEARNT_FROM, Encoding, mask_digests, read_mask, write_mask
 from annotate.workspace import Workspace
 from segment import train as training
 from segment.data import load_samples
@@ -60,6 +61,11 @@ def test_up_to_date_until_a_mask_changes(trained: Workspace, capsys: pytest.Capt
     assert again.loss == saved_config(trained)["figures"]["loss"]  # type: ignore[index]
     assert train(trained, SHORT, "cpu", again=True).trained
     assert all(torch.equal(value, before[name]) for name, value in weights(trained).items())  # same seed
+    ids = read_mask(trained.mask("hand", "set/p1"), Encoding.RAW)
+    write_mask(trained.mask("hand", "set/p1"), ids, Encoding.RAW, {"annotation": "submitted again"})
+    assert not train(trained, SHORT, "cpu").trained, "nothing else is seen in it"
+    recorded = read_json(trained.model("deeplab") / LEARNT_FROM)
+    assert recorded == mask_digests(trained.masks("hand"))
     write_mask(trained.mask("hand", "set/p3"), toy(3, (43, 56))[1], Encoding.RAW)
     result = train(trained, SHORT, "cpu")
     assert result.trained

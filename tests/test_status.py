@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from annotate.masks import Encoding, write_mask
+from annotate.files import write_json
+from annotate.masks import LEARNT_FROM, Encoding, mask_digests, write_mask
 from annotate.paintings import Painting, write_index
 from annotate.workspace import Workspace
 from cli import main
@@ -74,13 +76,26 @@ def test_the_next_command_follows_the_flow(
     assert position(filled(tmp_path, hand, pseudo, shifted, models)).next.startswith(next_command)
 
 
-def test_newer_hand_masks_ask_for_training_again(tmp_path: Path) -> None:
-    workspace = filled(tmp_path, 2, 2, 4, ("deeplab", *GENERATOR))
+def test_other_hand_masks_ask_for_training_again_and_copies_do_not(tmp_path: Path) -> None:
+    workspace = filled(tmp_path / "work", 2, 2, 4, ("deeplab", *GENERATOR))
+    assert "train again" not in str(position(workspace).steps), (
+        "a model that does not say what it learnt from"
+    )
+    write_json(workspace.model("deeplab") / LEARNT_FROM, mask_digests(workspace.masks("hand")))
+    shutil.copytree(workspace.root, tmp_path / "copy")
+    copy = Workspace(tmp_path / "copy")
     later = time.time() + 100
-    os.utime(workspace.mask("hand", "a"), (later, later))
-    found = position(workspace)
-    assert found.next.startswith("tool segment train")
-    assert "1 hand masks are newer" in str(found.steps)
+    os.utime(copy.mask("hand", "a"), (later, later))
+    again = {"annotation": "8 2026-01-01"}  # submitted once more, without a change
+    write_mask(copy.mask("hand", "b"), np.zeros((4, 6), np.uint8), Encoding.RAW, again)
+    assert "train again" not in str(position(copy).steps)
+    assert position(copy).next.startswith("tool generate sample")
+    write_mask(copy.mask("hand", "a"), np.ones((4, 6), np.uint8), Encoding.RAW)
+    assert position(copy).next.startswith("tool segment train")
+    assert "1 hand mask changed since: train again" in str(position(copy).steps)
+    copy.mask("hand", "b").unlink()
+    write_mask(copy.mask("hand", "e"), np.ones((4, 6), np.uint8), Encoding.RAW)
+    assert "3 hand masks changed since: train again" in str(position(copy).steps)
 
 
 def test_status_prints_counts_and_the_same_as_json(tmp_path: Path) -> None:
