@@ -48,7 +48,8 @@ class Learner(L.LightningModule):
         mark: str,
     ) -> None:
         super().__init__()
-        self.net, self.check, self.classes, self.config, self.mark = net, list(check), classes, config, mark
+        self.net = net.to(memory_format=torch.channels_last)
+        self.check, self.classes, self.config, self.mark = list(check), classes, config, mark
         self.average = AveragedModel(net, multi_avg_fn=self._average, use_buffers=True).requires_grad_(False)
         counts = class_counts(learn, len(classes))
         self.register_buffer("weights", class_weights(counts, config.balance), persistent=False)
@@ -59,7 +60,6 @@ class Learner(L.LightningModule):
         self.best, self.waited = -1.0, 0  # for --patience
 
     def on_train_start(self) -> None:
-        self.net.to(memory_format=torch.channels_last)
         if self.config.batch == self.config.processes:  # one crop, so one value a channel after pooling:
             for module in self.net.modules():  # no statistics of it
                 if isinstance(module, ASPPPooling):
