@@ -76,7 +76,7 @@ def attach(
         raise ValueError(f"no regions of form {form!r}")
     classes = workspace.settings().classes
     problems: dict[str, str] = {}
-    first = None
+    first: int | None = None  # how many were to be attached, before any was
     for attempt in range(ROUNDS):
         tasks = [task for task in studio.tasks(project) if _is_open(task, index)]
         scores = _scores(workspace, tasks, classes, form, order or {}, problems)
@@ -97,8 +97,9 @@ def attach(
     if len(scores) > len(problems):
         studio.show_predictions(project)
     failed = sum(stale[one].key in problems for one in stale)
-    there, without = len(scores) - len(stale), len(tasks) - len(scores)
-    return AttachResult((first or 0) - failed, there, without, tuple(problems.values()))
+    assert first is not None, "the list was looked at once at least"
+    without = len(tasks) - len(scores)
+    return AttachResult(first - failed, len(scores) - first, without, tuple(problems.values()))
 
 
 def confidence(workspace: Workspace, key: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from click.testing import CliRunner
 from conftest import Painter
 from numpy.typing import NDArray
+from proxy import Fault, faulty
 from skimage.morphology import isotropic_dilation
 
+from annotate import connection
 from annotate.classes import UNLABELLED
 from annotate.commands import annotate
 from annotate.config import PullConfig, PushConfig
@@ -196,6 +199,36 @@ def test_a_server_that_drops_some_is_an_error(
     monkeypatch.setattr(Studio, "predict", spoiled)
     with pytest.raises(UserError, match="took 0 of 1 pre-annotations; run the command again"):
         send(remote, folder)
+
+
+@pytest.mark.parametrize("fault", ["deaf", "drop", 502])
+def test_a_broken_connection_leaves_one_pre_annotation_each(
+    remote: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(connection, "FIRST_WAIT", 0.01)
+    for seed, key in enumerate(KEYS):
+        guess(remote, key, seed)
+    send(remote, folder)
+    for seed, key in enumerate(KEYS, 4):
+        guess(remote, key, seed)
+    spoiled = []
+
+    def choose(number: int, method: str, path: str) -> Fault:
+        step = next((one for one in ("import/predictions", "dm/actions") if one in path), None)
+        if step is None or step in spoiled:
+            return None
+        spoiled.append(step)
+        return fault
+
+    with faulty(os.environ["LABEL_STUDIO_URL"], choose) as url:
+        monkeypatch.setenv("LABEL_STUDIO_URL", url)
+        remote.save_settings(studio_url=url)
+        assert attached(send(remote, folder)) == (3, 0, 0)
+        assert sorted(spoiled) == ["dm/actions", "import/predictions"]
+        assert attached(send(remote, folder)) == (0, 3, 0)
+        studio = connect(remote)
+        assert [len(task.predictions) for task in studio.tasks(studio.project(remote))] == [1, 1, 1]
+        studio.close()
 
 
 @pytest.mark.parametrize("form", ["brush", "polygon"])

@@ -67,11 +67,12 @@ def test_a_growing_fraction_keeps_the_earlier_ones(remote: Workspace, tmp_path: 
         paint(folder / f"{seed}.png", seed=seed)
     assert send(remote, folder, PushConfig()).chosen == 3
     quarter = set(tasks(remote))
-    assert send(remote, folder, PushConfig(fraction=0.5)).chosen == 6
+    grown = send(remote, folder, PushConfig(fraction=0.4))
+    assert (grown.chosen, grown.added, grown.there) == (5, 2, 3)
     assert quarter < set(tasks(remote))
-    assert remote.settings().fraction == 0.5
+    assert remote.settings().fraction == 0.4
     again = send(remote, folder, PushConfig())
-    assert (again.chosen, again.added) == (6, 0)
+    assert (again.chosen, again.added) == (5, 0)
     assert {key for key, one in read_index(remote).items() if one.split == "hand"} == set(tasks(remote))
     wanted = tmp_path / "keys.txt"
     missing = sorted({str(n) for n in range(12)} - set(tasks(remote)))[0]
