@@ -34,7 +34,6 @@ DEEPLAB: dict[str, Any] = {
     "colour": 0.2,
     "scale_low": 0.7,
     "scale_high": 1.5,
-    "rounds": 0,
 }
 
 

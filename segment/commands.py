@@ -28,12 +28,12 @@ def segment() -> None:
 def train_command(workspace: Workspace, as_json: bool, device: str, again: bool, config: TrainConfig) -> None:
     """Train a DeepLabV3 on the hand masks, into models/deeplab.
 
-    After the first part of the steps the model labels the other paintings and learns on from these too, --rounds
-    times. New or changed hand masks, classes or settings train it again; a killed run goes on where it stood.
+    With --rounds, after the first part of the steps, the model labels the other paintings and learns on from these
+    too, that many times. New or changed hand masks, classes or settings train it again; a killed run goes on where it stood.
 
     \b
     Example:
-      tool segment train --steps 1000
+      tool segment train --steps 1000 --rounds 1
     """
     from segment.train import train
 

@@ -59,7 +59,7 @@ class TrainConfig:
         high=1.0,
     )
     rounds: int = setting(
-        1,
+        0,
         "Times that the model labels the other paintings and learns on from them too; 0: hand masks only.",
         low=0,
         source="arXiv:2106.05095",
