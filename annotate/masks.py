@@ -67,9 +67,10 @@ def mask_texts(path: Path) -> dict[str, str]:
     """The text chunks of a mask; no pixel is read.
 
     Raises:
-        UserError: no file, or not an image.
+        UserError: no file, not an image, or one that is cut off.
     """
     with _open(path) as image:
+        _check_end(path)
         return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
 
 
@@ -181,6 +182,14 @@ def unshift(shifted: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Shifted ids back to raw ids; 0 becomes 255."""
     raw: NDArray[np.uint8] = shifted - np.uint8(1)
     return raw
+
+
+def _check_end(path: Path) -> None:
+    """A PNG that was cut off lacks its last chunk."""
+    with path.open("rb") as stream:
+        stream.seek(-min(12, path.stat().st_size), 2)
+        if stream.read() != b"\0\0\0\0IEND\xaeB`\x82":
+            raise UserError(f"{path}: cut off; delete it and run the step that wrote it")
 
 
 def _open(path: Path) -> Image.Image:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import http.client
 import importlib.util
+import ipaddress
 import json
 import os
 import secrets
@@ -31,6 +32,23 @@ HOST = "127.0.0.1"
 EMAIL = "annotator@localhost.local"
 START_SECONDS = 300  # a first start migrates the database: half a minute, more on a busy machine
 STOP_SECONDS = 10  # from the polite signal to the other one
+
+# Networks that Label Studio refuses to send requests to by default, without loopback.
+# Source: RFC 6890 and its successors; label_studio, core/utils/io.py (validate_ip).
+RESERVED = (
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
+    *(
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+    ),
+    *("224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32", "::/128", "::1/128", "::ffff:0:0/96"),
+    *("::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001:0000::/32", "2001:20::/28"),
+    *("2001:db8::/32", "2002::/16", "fc00::/7", "fe80::/10", "ff00::/8"),
+)
 
 # The address is written by the very process that becomes the server (same pid after exec), before it starts:
 # there is no moment at which a server runs whose pid is unknown.
@@ -175,6 +193,9 @@ def _environment(folder: Path, secret: Login) -> dict[str, str]:
         "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
         "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
         "LABEL_STUDIO_ALLOWED_HOSTS": "127.0.0.1,localhost",
+        # its protection against requests to reserved addresses stays on, all but for `segment assist`
+        "USE_DEFAULT_BANNED_SUBNETS": "false",
+        "USER_ADDITIONAL_BANNED_SUBNETS": ",".join(_banned_subnets()),
         "LABEL_STUDIO_AZURE_MOUNT_FIX": "true",  # SQLite in WAL mode: uploads take a quarter of the time
         "COLLECT_ANALYTICS": "false",
         "LATEST_VERSION_CHECK": "false",
@@ -187,6 +208,12 @@ def _environment(folder: Path, secret: Login) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(("LABEL_STUDIO_", "DJANGO_"))
     }
     return kept | ours
+
+
+def _banned_subnets() -> list[str]:
+    """Every reserved network but the one address 127.0.0.1, where `segment assist` listens."""
+    loopback = ipaddress.IPv4Network("127.0.0.0/8").address_exclude(ipaddress.IPv4Network(f"{HOST}/32"))
+    return [*RESERVED, *map(str, loopback)]
 
 
 def _answering(folder: Path) -> dict[str, int] | None:

@@ -323,6 +323,45 @@ class Studio:
         with self._understood():
             return answers.number(answers.fields(made), "id")
 
+    def add_backend(self, project: int, address: str) -> int:
+        """Have the server ask `address` for pre-annotations of tasks that have none; returns the backend's id.
+
+        One of ours that was left behind is taken over. The server asks at once whether it answers.
+
+        Raises:
+            UserError: the server does not reach it, or refuses addresses of its own machine.
+        """
+        found = self.connection.get("api/ml/", {"project": project})
+        with self._understood():
+            rows = [answers.fields(one) for one in (found if isinstance(found, list) else [])]
+            ours = [answers.number(one, "id") for one in rows if one.get("title") == MODEL]
+        # one name for the backend and its predictions: the server orders tasks by the score of that one only
+        about = {"project": project, "url": address, "title": MODEL, "is_interactive": False}
+        try:
+            if ours:
+                self.connection.send("PATCH", f"api/ml/{ours[0]}", repeat=True, json=about)
+                backend = ours[0]
+            else:
+                made = self.connection.send("POST", "api/ml/", repeat=False, json=about)
+                with self._understood():
+                    backend = answers.number(answers.fields(made), "id")
+        except UserError as error:
+            raise UserError(
+                f"{self.url}: does not take {address} as ML backend ({error.message}); a server of your own must "
+                "be allowed to reach it (docs/assist.md), the embedded one is started anew by `tool annotate stop`"
+            ) from error
+        self.show_predictions(project)
+        return backend
+
+    def remove_backend(self, project: int, backend: int) -> None:
+        """Undo `add_backend`; pre-annotations stay, and are still shown."""
+        try:
+            self.connection.send("DELETE", f"api/ml/{backend}", repeat=True)
+        except MissingError:
+            return
+        with contextlib.suppress(UserError):  # refused where nothing was ever predicted: nothing to show then
+            self.show_predictions(project)
+
     def drop_predictions(self, project: int, tasks: Sequence[Task]) -> None:
         """Remove our pre-annotations of some tasks, and nobody else's."""
         only_ours = [task.id for task in tasks if all(one.model == MODEL for one in task.predictions)]

@@ -39,8 +39,9 @@ from demo.painter import paint
 from segment.config import LabelConfig, TrainConfig
 from segment.data import normalise
 from segment.device import has_fast_bfloat16
+from segment.label import pseudo_label
 from segment.model import Segmenter, build
-from segment.predict import predict_map, pseudo_label
+from segment.predict import predict_map
 from segment.scores import confusion, score
 from segment.train import train
 

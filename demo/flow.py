@@ -166,7 +166,7 @@ def _train_deeplab(workspace: Workspace, config: DemoConfig, device: str) -> Map
 
 def _pseudo_label(workspace: Workspace, device: str) -> Mapping[str, Any] | None:
     from segment.config import LabelConfig
-    from segment.predict import pseudo_label
+    from segment.label import pseudo_label
 
     result = pseudo_label(workspace, LabelConfig(), device)
     _all_good(result.problems)
@@ -175,11 +175,11 @@ def _pseudo_label(workspace: Workspace, device: str) -> Mapping[str, Any] | None
 
 def _evaluate(workspace: Workspace, device: str) -> Mapping[str, Any]:
     from segment.config import EvaluateConfig
-    from segment.evaluate import evaluate, report
+    from segment.evaluate import evaluate
 
     result = evaluate(workspace, EvaluateConfig(truth=_truth(workspace)), device)
     note(result.scores.table())
-    return report(result)
+    return result.report()
 
 
 def _convert(workspace: Workspace, config: DemoConfig) -> Mapping[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from annotate.options import device_option, emit, json_option, settings, workspace_option
-from segment.config import ConvertConfig, EvaluateConfig, LabelConfig, TrainConfig
+from segment.config import AssistConfig, ConvertConfig, EvaluateConfig, LabelConfig, TrainConfig
 
 if TYPE_CHECKING:
     from annotate.workspace import Workspace
@@ -62,15 +62,14 @@ def pseudo_label_command(workspace: Workspace, as_json: bool, device: str, confi
     Example:
       tool segment pseudo-label --scales 0.75,1,1.25
     """
-    from segment.predict import pseudo_label
+    from segment.crew import join
+    from segment.label import REPORT, pseudo_label
 
     result = pseudo_label(workspace, config, device)
-    workspace.save_report("segment-pseudo-label", dataclasses.asdict(result))
-    text = (
-        f"{result.labelled} labelled now, {result.there} there, {result.hand} annotated by hand; "
-        f"mean confidence {result.mean_confidence:.2f}\nthen: tool segment convert"
-    )
-    emit(result, as_json, text, result.problems)
+    if join().leads:
+        workspace.save_report(REPORT, dataclasses.asdict(result))
+        shown = {name: value for name, value in dataclasses.asdict(result).items() if name != "ranking"}
+        emit(shown, as_json, result.text(), result.problems)
 
 
 @segment.command("evaluate")
@@ -85,12 +84,11 @@ def evaluate_command(workspace: Workspace, as_json: bool, device: str, config: E
     Example:
       tool segment evaluate --folds 5
     """
-    from segment.evaluate import evaluate, report
+    from segment.evaluate import evaluate
 
     result = evaluate(workspace, config, device)
-    workspace.save_report("segment-evaluate", report(result))
-    how = "cross-validated on" if result.method == "folds" else "against the truth of"
-    emit(report(result), as_json, f"{result.scores.table()}\n{how} {result.paintings} paintings")
+    workspace.save_report("segment-evaluate", result.report())
+    emit(result.report(), as_json, result.text())
 
 
 @segment.command("convert")
@@ -114,3 +112,51 @@ def convert_command(workspace: Workspace, as_json: bool, config: ConvertConfig) 
         f"{result.held_out} held out\nthen: tool generate train painting"
     )
     emit(result, as_json, text, result.problems)
+
+
+@segment.command("report")
+@workspace_option
+@json_option
+def report_command(workspace: Workspace, as_json: bool) -> None:
+    """Write reports/segment.html: scores, confusion, reliability, the least sure and the surest paintings.
+
+    \b
+    Example:
+      tool segment report
+    """
+    from segment.report import write_report
+
+    path = write_report(workspace)
+    emit({"report": str(path)}, as_json, f"written: {path}")
+
+
+@segment.command("assist")
+@workspace_option
+@json_option
+@device_option
+@settings(AssistConfig)
+def assist_command(workspace: Workspace, as_json: bool, device: str, config: AssistConfig) -> None:
+    """Help live: tasks without a pre-annotation open in Label Studio pre-filled by the current model.
+
+    It runs until you stop it (Ctrl-C), and takes up a newly trained model by itself.
+
+    \b
+    Example:
+      tool segment assist
+    """
+    import signal
+
+    from segment.assist import serve
+
+    def ready(backend: str, studio: str) -> None:
+        text = f"helping at {studio} (from {backend}); stop it: Ctrl-C"
+        emit({"backend": backend, "studio": studio}, as_json, text)
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        serve(workspace, config, device, ready)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)

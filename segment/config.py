@@ -128,9 +128,14 @@ class LabelConfig:
 
     flip: bool = setting(True, "Average with the mirrored painting.")
     scales: str = setting("1", "Scales to average over, with commas between, such as 0.75,1,1.25.")
-    threshold: float = setting(
-        0.0, "Pixels with less confidence than this become unlabelled (255).", low=0.0, high=1.0
+    threshold: float | None = setting(
+        None,
+        "Pixels with less confidence than this become unlabelled (255)."
+        "  [default: what `tool segment evaluate` learnt for each class, 0 before that]",
+        low=0.0,
+        high=1.0,
     )
+    fill: bool = setting(False, "Keep the model's best guess where it is unsure: no pixel is unlabelled.")
     tile: int = setting(
         1024, "Paintings with a longer side than this are labelled in overlapping tiles.", low=128
     )
@@ -154,6 +159,12 @@ class EvaluateConfig:
     """How well the model does, by cross-validation or against true masks."""
 
     folds: int = setting(5, "Parts of the hand set; each is predicted by a model of the others.", low=2)
+    precision: float = setting(
+        0.9,
+        "Share of each class's pixels that should be right; its threshold for pseudo-labels is learnt from that.",
+        low=0.0,
+        high=1.0,
+    )
     truth: Path | None = setting(
         None, "Folder of true masks KEY.png: score the pseudo masks against them instead of cross-validating."
     )
@@ -175,3 +186,28 @@ class ConvertConfig:
     )
     held_out: float = setting(0.1, "Share of the paintings listed in val.txt.", low=0.0, high=0.9)
     seed: int = setting(0, "Which ones these are.")
+    layout: str = setting(
+        "workspace",
+        "`taming` also writes the folder taming/, which taming-transformers' data classes read as it is.",
+        choices=("workspace", "taming"),
+    )
+
+
+@dataclass(frozen=True)
+class AssistConfig:
+    """Where the model answers Label Studio."""
+
+    host: str = setting("127.0.0.1", "Address to listen on; the default is reached from this machine only.")
+    port: int = setting(0, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    address: str | None = setting(
+        None, "Where Label Studio reaches it, if elsewhere than there, like http://my-machine:9090."
+    )
+    regions: str = setting(
+        "brush",
+        "Form of the pre-annotations: `brush` shows every pixel, `polygon` has outlines to within a pixel.",
+        choices=("brush", "polygon"),
+    )
+    url: str | None = setting(
+        None,
+        "Label Studio's address, or `embedded`.  [default: LABEL_STUDIO_URL, then tool.toml's, then embedded]",
+    )

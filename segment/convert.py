@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from annotate.errors import UserError
 from annotate.files import write_json, write_whole
@@ -19,6 +20,7 @@ from annotate.paintings import Painting, read_index
 from annotate.progress import progress
 from annotate.workspace import Workspace
 from segment.config import ConvertConfig
+from segment.layout import write_layout
 
 SOURCE, MADE_FROM = "source", "made-from"  # text chunks: hand or pseudo, and a hash of that file
 
@@ -68,6 +70,8 @@ def convert(workspace: Workspace, config: ConvertConfig) -> ConvertResult:
     removed = _remove_stale(workspace, done)
     held_out = held_out_share(done, config)
     _write_lists(workspace, index, done, held_out, config)
+    if config.layout == "taming":
+        write_layout(workspace, [index[key] for key in done], held_out, config.n_labels)
     hand = sum(source == "hand" for source in done.values())
     return ConvertResult(
         written,
@@ -103,10 +107,9 @@ def _shift(workspace: Workspace, painting: Painting, source: str, n_labels: int)
     """Write one shifted mask; False where the one on disk is of the same source."""
     path, target = workspace.mask(source, painting.key), workspace.mask("shifted", painting.key)
     made_from = hashlib.sha256(path.read_bytes() + f"{n_labels} {painting.size}".encode()).hexdigest()[:16]
-    if target.exists():
-        texts = mask_texts(target)
-        if texts.get(SOURCE) == source and texts.get(MADE_FROM) == made_from:
-            return False
+    texts = _texts(target)
+    if texts.get(SOURCE) == source and texts.get(MADE_FROM) == made_from:
+        return False
     try:
         raw = read_mask(path, Encoding.RAW)
     except UserError as error:
@@ -124,12 +127,20 @@ def _shift(workspace: Workspace, painting: Painting, source: str, n_labels: int)
     return True
 
 
+def _texts(path: Path) -> dict[str, str]:
+    """A mask's text chunks; none of one that is not there or damaged, which is then written again."""
+    try:
+        return mask_texts(path) if path.exists() else {}
+    except UserError:
+        return {}
+
+
 def _remove_stale(workspace: Workspace, done: dict[str, str]) -> int:
     """Delete the shifted masks that an earlier conversion wrote and that nothing stands behind any more."""
     removed = 0
     for key in workspace.keys_with_mask("shifted"):
         path = workspace.mask("shifted", key)
-        if key not in done and MADE_FROM in mask_texts(path):
+        if key not in done and MADE_FROM in _texts(path):
             path.unlink()
             removed += 1
     return removed

@@ -1,71 +1,119 @@
-"""How well the labels do: k-fold cross-validation on the hand set, or a comparison with true masks."""
+"""How good the labels are: cross-validated on the hand masks, and scored against true masks where there are any.
+
+Nobody knows the truth about the pseudo-labels. So each part of the hand set is labelled by a model of the other
+parts, and what that teaches about right and wrong is carried over to the pseudo masks: see `segment.calibrate`.
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from annotate.classes import ClassTable
 from annotate.errors import UserError
-from annotate.files import read_json, write_json
-from annotate.masks import Encoding, read_mask, unshift
-from annotate.paintings import load_painting, read_index
+from annotate.masks import Encoding, mask_encoding, read_mask, unshift
 from annotate.progress import note, progress
 from annotate.workspace import Workspace
-from segment.config import EvaluateConfig, TrainConfig
-from segment.data import Sample, load_samples, read_labels
+from segment.calibrate import LEVELS, Calibration, Quality, count_labels, count_pixels, estimate
+from segment.config import EvaluateConfig
+from segment.data import read_labels
 from segment.device import choose_device
-from segment.model import Segmenter, saved_config
-from segment.predict import predict_map
+from segment.folds import cross_validate
+from segment.label import current_labels, read_confidence
+from segment.model import saved_config
 from segment.scores import Scores, confusion, score
-from segment.train import fingerprint, fit
+from segment.thresholds import save_thresholds
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """The scores, and what they were measured on."""
+    """The scores, what they were measured on, and what they say about the other labels."""
 
     method: str  # "folds" or "truth"
-    paintings: int
-    seconds: float
+    paintings: int  # that were scored
     scores: Scores
+    confusion: list[list[int]]  # (K, K + 1): rows are the truth, the last column is unlabelled
+    reliability: list[tuple[float, float, float]]  # (mean confidence, share right, share of the pixels)
+    thresholds: dict[str, float]  # learnt, by class
+    estimate: Quality | None  # of the pseudo-labels; None without them, or without cross-validation
+    ranking: tuple[str, ...]  # keys of the pseudo masks, the least sure first
+    seconds: float
+
+    def report(self) -> dict[str, Any]:
+        """What reports/segment-evaluate.json holds; the scores stand at its top."""
+        value = asdict(self)
+        scores: dict[str, Any] = value.pop("scores")
+        return scores | value
+
+    def text(self) -> str:
+        how = "cross-validated on" if self.method == "folds" else "against the truth of"
+        lines = [self.scores.table(), f"{how} {self.paintings} paintings"]
+        if self.estimate is not None:
+            one = self.estimate
+            lines.append(
+                f"expected of the {one.paintings} pseudo-labelled paintings: mIoU {_span(one.miou)}, "
+                f"pixel accuracy {_span(one.pixel_accuracy)}"
+            )
+        elif self.method == "folds":
+            lines.append(
+                "then: tool segment pseudo-label, and this again for an estimate of what it labelled"
+            )
+        return "\n".join(lines)
 
 
 def evaluate(workspace: Workspace, config: EvaluateConfig, device: str = "auto") -> EvaluateResult:
-    """Score the pseudo masks against `config.truth`; without it, cross-validate on the hand set.
+    """Cross-validate on the hand set; with `config.truth`, score the pseudo masks against true ones instead.
 
     Raises:
         UserError: too few masks, or as `cross_validate` and `against_truth`.
     """
     started = time.monotonic()
-    if config.truth is not None:
-        count, matrix = against_truth(workspace, config.truth, config.encoding)
+    classes = workspace.settings().classes
+    thresholds: NDArray[np.int64] = np.zeros(len(classes), np.int64)
+    learnt: Calibration | None = None
+    quality: Quality | None = None
+    if config.truth is None:
+        learnt, mark = cross_validate(workspace, config.folds, choose_device(device))
+        thresholds = learnt.thresholds(config.precision)
+        save_thresholds(workspace, mark, thresholds, classes)
+        calibration, matrix, count = learnt, learnt.confusion(), learnt.paintings
     else:
-        count, matrix = cross_validate(workspace, config.folds, choose_device(device))
-    scores = score(matrix, workspace.settings().classes.names)
-    seconds = round(time.monotonic() - started, 1)
-    return EvaluateResult("folds" if config.truth is None else "truth", count, seconds, scores)
+        calibration, matrix = against_truth(workspace, config.truth, config.encoding)
+        count = calibration.paintings
+    labels, sureness, used = _labels(workspace, classes, learnt)
+    if learnt is not None and sureness:
+        quality = estimate(learnt, labels, len(sureness), used, classes.names)
+    return EvaluateResult(
+        "folds" if learnt is not None else "truth",
+        count,
+        score(matrix, classes.names),
+        matrix.tolist(),
+        calibration.reliability(),
+        {name: float(level) / (LEVELS - 1) for name, level in zip(classes.names, thresholds, strict=True)}
+        if learnt is not None
+        else {},
+        quality,
+        tuple(sorted(sureness, key=lambda key: (sureness[key], key))),
+        round(time.monotonic() - started, 1),
+    )
 
 
 def against_truth(
     workspace: Workspace, truth: Path, encoding: str | None = None
-) -> tuple[int, NDArray[np.int64]]:
+) -> tuple[Calibration, NDArray[np.int64]]:
     """Compare each pseudo mask with TRUTH/KEY.png.
 
     Args:
         encoding: `raw` or `shifted`: what true masks without a text chunk hold.
 
     Returns:
-        How many were compared, and their confusion matrix (K, K + 1).
+        The labelled pixels by confidence, and the confusion matrix (K, K + 1).
 
     Raises:
         UserError: no folder, no pair, another size, or an id outside the classes; the line names the file.
@@ -82,95 +130,60 @@ def against_truth(
             "and name the true masks like the paintings"
         )
     matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
+    rows = []
     with progress("Comparing", len(keys)) as advance:
-        for key in keys:
+        for number, key in enumerate(keys):
             true = _read_truth(truth / f"{key}.png", encoding, classes)
-            predicted = read_labels(workspace, "pseudo", key, true.shape, classes)
-            matrix += confusion(true, predicted, len(classes))
+            said = read_labels(workspace, "pseudo", key, true.shape, classes)
+            matrix += confusion(true, said, len(classes))
+            known = np.where(said < len(classes), true, 255).astype(np.uint8)
+            levels = read_confidence(workspace, key, true.shape)
+            rows.append(count_pixels(number, said, levels, known, len(classes)))
             advance()
-    return len(keys), matrix
+    return Calibration(np.concatenate(rows), len(classes), len(keys)), matrix
 
 
-def cross_validate(workspace: Workspace, folds: int, device: torch.device) -> tuple[int, NDArray[np.int64]]:
-    """Predict each part of the hand set by a model of the other parts, trained as models/deeplab was.
-
-    A fold that is done is not repeated, and a killed one goes on.
+def _labels(
+    workspace: Workspace, classes: ClassTable, learnt: Calibration | None
+) -> tuple[NDArray[np.int64], dict[str, float], NDArray[np.int64]]:
+    """The pseudo masks of the current model: counted, and how sure each is (the share expected to be right).
 
     Returns:
-        How many paintings were predicted, and their confusion matrix (K, K + 1).
-
-    Raises:
-        UserError: fewer masks than folds, or as `segment.train.train`.
+        (K + 1, LEVELS) pixels, sureness by key, and the (K,) thresholds that they were made with.
     """
-    saved = saved_config(workspace)
-    if saved is None:
-        note("no model yet: the folds are trained with the default settings")
-    config = TrainConfig(**saved["train"]) if saved else TrainConfig()
-    classes = workspace.settings().classes
-    samples = load_samples(workspace, classes, config.smallest_side)
-    if len(samples) < folds:
-        raise UserError(
-            f"{workspace.masks('hand')}: {len(samples)} usable masks are too few for {folds} folds; "
-            f"use --folds {len(samples)}"
-            if len(samples) > 1
-            else f"{workspace.masks('hand')}: one usable mask cannot be cross-validated; annotate more"
-        )
-    root = workspace.model("deeplab") / "folds"
-    mark = f"{fingerprint(samples, classes, config)}-{folds}"
-    order = np.random.default_rng((config.seed, 4)).permutation(len(samples)).tolist()
-    matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
-    for number in range(folds):
-        held_out = {samples[n].key for n in order[number::folds]}
-        done = root / f"{number}.json"
-        found = _finished(done, f"{mark}-{number}")
-        if found is None:
-            learn = [one for one in samples if one.key not in held_out]
-            found = _fold(
-                workspace, learn, held_out, classes, config, device, f"{mark}-{number}", number, folds
-            )
-            write_json(done, {"mark": f"{mark}-{number}", "matrix": found})
-            shutil.rmtree(root / str(number), ignore_errors=True)
-        matrix += np.array(found, np.int64)
-    return len(samples), matrix
+    total = np.zeros((len(classes) + 1, LEVELS), np.int64)
+    sureness: dict[str, float] = {}
+    if saved_config(workspace) is None:
+        return total, sureness, np.zeros(len(classes), np.int64)
+    keys, thresholds = current_labels(workspace)
+    # without anything learnt: confidence itself
+    right = np.tile(np.arange(LEVELS) / (LEVELS - 1), (len(classes) + 1, 1))  # (K + 1, LEVELS)
+    if learnt is not None:
+        right = np.einsum("klk->kl", learnt.shares(thresholds)[:-1])
+        right = np.concatenate([right, np.zeros((1, LEVELS))])
+    for key, labels in _counted(workspace, keys, classes):
+        total += labels
+        sureness[key] = float((labels * right).sum() / labels.sum())
+    return total, sureness, thresholds
 
 
-def _fold(
-    workspace: Workspace,
-    learn: Sequence[Sample],
-    held_out: set[str],
-    classes: ClassTable,
-    config: TrainConfig,
-    device: torch.device,
-    mark: str,
-    number: int,
-    folds: int,
-) -> list[list[int]]:
-    """Train on `learn` and count how the held-out paintings are labelled, at their own size."""
-    folder = workspace.model("deeplab") / "folds" / str(number)
-    fitted = fit(learn, [], classes, config, device, folder, mark, f"Fold {number + 1} of {folds}")
-    segmenter = Segmenter(fitted.net.to(device), classes, config.smallest_side, mark, device)
-    matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
-    for key, painting in read_index(workspace).items():
-        if key in held_out:
-            image = load_painting(painting.file(workspace))
-            truth = read_labels(workspace, "hand", key, image.shape[:2], classes)
-            matrix += confusion(truth, predict_map(segmenter, image)[0], len(classes))
-    counts: list[list[int]] = matrix.tolist()
-    return counts
-
-
-def _finished(path: Path, mark: str) -> Any:
-    """The confusion matrix of a fold that was finished with the same masks and settings; else None."""
-    if not path.exists():
-        return None
-    found = read_json(path)
-    return found["matrix"] if found.get("mark") == mark else None
+def _counted(
+    workspace: Workspace, keys: list[str], classes: ClassTable
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """`count_labels` of each pseudo mask that can be read."""
+    with progress("Reading the pseudo masks", len(keys)) as advance:
+        for key in keys:
+            try:
+                ids = read_mask(workspace.mask("pseudo", key), Encoding.RAW)
+                said = classes.to_index(ids)
+                yield key, count_labels(said, read_confidence(workspace, key, said.shape), len(classes))
+            except UserError as error:
+                note(f"left out: {error.message}")
+            advance()
 
 
 def _read_truth(path: Path, encoding: str | None, classes: ClassTable) -> NDArray[np.uint8]:
     """A true mask as class indices; either encoding will do."""
-    from annotate.masks import mask_encoding
-
     foreign = {"raw": Encoding.RAW, "shifted": Encoding.SHIFTED}.get(encoding or "")
     said = mask_encoding(path) or foreign or Encoding.RAW
     ids = read_mask(path, said, foreign)
@@ -180,7 +193,5 @@ def _read_truth(path: Path, encoding: str | None, classes: ClassTable) -> NDArra
         raise UserError(f"{path}: {error.message}") from error
 
 
-def report(result: EvaluateResult) -> dict[str, Any]:
-    """What reports/segment-evaluate.json holds."""
-    value: dict[str, Any] = json.loads(json.dumps(result.scores.to_dict()))
-    return {"method": result.method, "paintings": result.paintings, "seconds": result.seconds} | value
+def _span(one: Any) -> str:
+    return f"{100 * one.value:.1f} ({100 * one.low:.1f} to {100 * one.high:.1f})"

@@ -25,6 +25,7 @@ from annotate.errors import UserError
 from annotate.files import whole_file, write_json
 from annotate.workspace import Workspace
 from segment.config import ARCHITECTURES
+from segment.inference import Inference
 
 WEIGHTS = "model.safetensors"
 # what torchvision offers to start from
@@ -211,6 +212,12 @@ def saved_config(workspace: Workspace) -> dict[str, Any] | None:
     return config
 
 
+def weights_digest(workspace: Workspace) -> str:
+    """Tells two trainings apart: a hash of the weights file."""
+    with (workspace.model("deeplab") / WEIGHTS).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
 def load(workspace: Workspace, device: torch.device) -> Segmenter:
     """Load models/deeplab for the workspace's classes.
 
@@ -230,10 +237,9 @@ def load(workspace: Workspace, device: torch.device) -> Segmenter:
     except (SafetensorError, RuntimeError) as error:
         line = str(error).splitlines()[0]
         raise UserError(f"{path}: damaged ({line}); delete it and run `tool segment train`") from error
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    net.eval().to(device).to(memory_format=torch.channels_last)
-    return Segmenter(net, classes, int(config["smallest_side"]), digest, device)
+    return Segmenter(
+        Inference(net).to(device), classes, int(config["smallest_side"]), weights_digest(workspace), device
+    )
 
 
 def _check_classes(path: Path, trained: ClassTable, wanted: ClassTable) -> None:

@@ -1,87 +1,22 @@
-"""A mask and a confidence for every painting that no person annotated."""
+"""What a trained network sees in a painting: class indices and confidence, at the painting's own size."""
 
 from __future__ import annotations
-
-import hashlib
-import json
-import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
-from annotate.classes import UNLABELLED
-from annotate.errors import UserError
-from annotate.files import whole_file
-from annotate.masks import CHUNK, Encoding, mask_texts, write_mask
-from annotate.paintings import Painting, load_painting, read_index
-from annotate.progress import progress
-from annotate.workspace import Workspace
 from segment.config import LabelConfig
 from segment.data import normalise, scaled_size, to_tensor
-from segment.device import choose_device, has_fast_bfloat16
-from segment.model import Segmenter, load
+from segment.device import has_fast_bfloat16
+from segment.inference import Inference
+from segment.model import Segmenter
 
+AT_ONCE = 2**26  # probabilities, 256 MiB of them
 OVERLAP = 128  # pixels that neighbouring tiles share; the network sees about that far
-MADE_BY = "labelled-by"  # text chunk: what the mask was made by, and from
-
-
-@dataclass(frozen=True)
-class LabelResult:
-    """What one labelling did."""
-
-    labelled: int  # now
-    there: int  # made by the same model and settings before
-    hand: int  # annotated by a person, left alone
-    mean_confidence: float  # over the paintings labelled by this model, 0 to 1
-    unlabelled: float  # share of their pixels below the threshold
-    seconds: float
-    problems: tuple[str, ...]  # one line for each painting that was left out
-
-
-def pseudo_label(workspace: Workspace, config: LabelConfig, device: str = "auto") -> LabelResult:
-    """Write masks/pseudo/KEY.png and masks/confidence/KEY.png for every painting without a hand mask.
-
-    A killed run goes on; masks of another model, other settings or another painting are made again.
-
-    Raises:
-        UserError: no paintings, no model, a model of other classes, or no such device.
-    """
-    started = time.monotonic()
-    index = read_index(workspace)
-    segmenter = load(workspace, choose_device(device))
-    hand = set(workspace.keys_with_mask("hand"))
-    rest = [one for key, one in index.items() if key not in hand]
-    labelled, problems, means, gaps = 0, [], [], []
-    with progress("Labelling", len(rest)) as advance:
-        for painting in rest:
-            made_by = _made_by(segmenter, painting, config)
-            found = _done(workspace, painting, made_by)
-            if found is None:
-                try:
-                    found = _label(workspace, painting, segmenter, config, made_by)
-                    labelled += 1
-                except UserError as error:
-                    problems.append(error.message)
-            if found is not None:
-                means.append(found[0])
-                gaps.append(found[1])
-            advance(1, note=painting.key)
-    return LabelResult(
-        labelled,
-        len(means) - labelled,
-        len(index) - len(rest),
-        float(np.mean(means)) if means else 0.0,
-        float(np.mean(gaps)) if gaps else 0.0,
-        round(time.monotonic() - started, 1),
-        tuple(problems),
-    )
 
 
 def predict_map(
@@ -147,7 +82,7 @@ def _ramp(length: int, device: torch.device) -> Tensor:
 def _probabilities(segmenter: Segmenter, pixels: Tensor, flip: bool) -> Tensor:
     """(3, h, w) uint8 to probabilities (K, h, w)."""
     batch = torch.stack([pixels, pixels.flip(-1)] if flip else [pixels])
-    fast = has_fast_bfloat16(segmenter.device)
+    fast = has_fast_bfloat16(segmenter.device) and not isinstance(segmenter.net, Inference)
     with torch.autocast(segmenter.device.type, torch.bfloat16, enabled=fast):
         logits = segmenter.net(normalise(batch))["out"]  # (1 or 2, K, h, w)
     found: Tensor = logits.float().softmax(1)
@@ -160,9 +95,9 @@ def _resize(found: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _enlarge(found: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The greatest probability and its class, (H, W) each, class by class: all of them at once may not fit."""
-    if found.shape[1:] == size:
-        best, index = found.max(0)
+    """The greatest probability and its class, (H, W) each; class by class where all at once may not fit."""
+    if found.shape[1:] == size or len(found) * size[0] * size[1] <= AT_ONCE:
+        best, index = (found if found.shape[1:] == size else _resize(found, size)).max(0)
         return best, index.to(torch.uint8)
     best = torch.full(size, -1.0, device=found.device)
     index = torch.zeros(size, dtype=torch.uint8, device=found.device)
@@ -173,45 +108,7 @@ def _enlarge(found: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return best, index
 
 
-def _label(
-    workspace: Workspace, painting: Painting, segmenter: Segmenter, config: LabelConfig, made_by: str
-) -> tuple[float, float]:
-    """Label one painting and write both files; returns (mean confidence, share below the threshold)."""
-    image = load_painting(painting.file(workspace))
-    if image.shape[:2] != painting.size:
-        raise UserError(f"{painting.path}: has another size than when it was pushed; push the folder again")
-    indices, confidence = predict_map(segmenter, image, config)
-    raw = segmenter.classes.to_raw(indices)
-    below = confidence < config.threshold
-    raw[below] = UNLABELLED
-    mean, gap = float(confidence.mean()), float(below.mean())
-    about = {MADE_BY: made_by, "mean-confidence": f"{mean:.6f}", "below-threshold": f"{gap:.6f}"}
-    levels = (confidence * 255).round().clip(0, 255).astype(np.uint8)
-    _write_confidence(workspace.mask("confidence", painting.key), levels)
-    write_mask(workspace.mask("pseudo", painting.key), raw, Encoding.RAW, about)  # last: it says "done"
-    return mean, gap
-
-
-def _write_confidence(path: Path, levels: NDArray[np.uint8]) -> None:
-    """(H, W) uint8, confidence * 255, as a PNG that says that it is no mask."""
-    info = PngImagePlugin.PngInfo()
-    info.add_text(CHUNK, "confidence")
-    with whole_file(path) as temporary:
-        Image.fromarray(levels, mode="L").save(temporary, format="PNG", pnginfo=info)
-
-
-def _made_by(segmenter: Segmenter, painting: Painting, config: LabelConfig) -> str:
-    """What a pseudo mask depends on: the model, the settings, and the painting."""
-    text = json.dumps([segmenter.digest, asdict(config), painting.sha256])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _done(workspace: Workspace, painting: Painting, made_by: str) -> tuple[float, float] | None:
-    """(mean confidence, share below the threshold) of a mask that this very model and setting made."""
-    path = workspace.mask("pseudo", painting.key)
-    if not path.exists() or not workspace.mask("confidence", painting.key).exists():
-        return None
-    texts = mask_texts(path)
-    if texts.get(MADE_BY) != made_by:
-        return None
-    return float(texts["mean-confidence"]), float(texts["below-threshold"])
+def to_levels(confidence: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Confidence 0..1 as a confidence map holds it: 0..255, any shape."""
+    levels: NDArray[np.uint8] = (confidence * 255).round().clip(0, 255).astype(np.uint8)
+    return levels

@@ -63,8 +63,8 @@ def confusion(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], n_classes:
     return counts.reshape(n_classes, n_classes + 1)
 
 
-def score(matrix: NDArray[np.int64], names: list[str]) -> Scores:
-    """Figures of a confusion matrix (K, K + 1)."""
+def score(matrix: NDArray[np.int64] | NDArray[np.float64], names: list[str]) -> Scores:
+    """Figures of a confusion matrix (K, K + 1): counted, or expected."""
     hits = np.diag(matrix[:, :-1])
     true, said = matrix.sum(1), matrix[:, :-1].sum(0)
     union = true + said - hits
@@ -87,7 +87,7 @@ def score(matrix: NDArray[np.int64], names: list[str]) -> Scores:
     )
 
 
-def _share(part: np.int64, whole: np.int64) -> float | None:
+def _share(part: Any, whole: Any) -> float | None:
     return float(part / whole) if whole else None
 
 

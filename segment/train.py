@@ -106,7 +106,7 @@ def train(
             False,
         )
     learn, check = split(samples, config)
-    rest = _rest(workspace, samples, folder / FOLDER, mark, config)
+    rest = unlabelled(workspace, samples, folder / FOLDER, mark, config)
     fitted = fit(learn, check, classes, config, where, folder, mark, rest=rest)
     figures = {"loss": fitted.loss, "miou": fitted.miou, "masks": len(samples), "held_out": len(check)}
     about = {
@@ -144,7 +144,7 @@ def split(samples: Sequence[Sample], config: TrainConfig) -> tuple[list[Sample],
     return learn, [samples[n] for n in sorted(out)]
 
 
-def _rest(
+def unlabelled(
     workspace: Workspace, samples: Sequence[Sample], folder: Path, mark: str, config: TrainConfig
 ) -> Rest | None:
     """The paintings to label and learn on from; None where there are none, or no rounds."""

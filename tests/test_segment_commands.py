@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 from segment_toys import QUICK, toy_workspace
 
 from annotate.masks import Encoding, read_mask, write_mask
 from annotate.workspace import Workspace
 from cli import main
+from segment.model import WEIGHTS, saved_config
 
 OPTIONS = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -72,9 +75,29 @@ def test_cross_validation_counts_each_mask_once_and_keeps_finished_folds(flow: W
     again = run(flow, "evaluate", "--folds", "3")
     assert "Fold" not in again.stderr
     assert "cross-validated on 3 paintings" in again.stdout
+    assert found["estimate"]["paintings"] == 2
+    assert found["estimate"]["miou"]["low"] <= found["estimate"]["miou"]["high"]
+    assert sorted(found["ranking"]) == ["set/p3", "set/p4"]
+    assert list(found["thresholds"]) == [one["name"] for one in found["classes"]]
+    assert "expected of the 2 pseudo-labelled paintings: mIoU" in again.stdout
+    (flow.model("deeplab") / "folds" / "1.npz").write_bytes(b"PK damaged")
+    assert "Fold 2 of 3" in run(flow, "evaluate", "--folds", "3").stderr
     too_many = run(flow, "evaluate", "--folds", "4")
     assert too_many.exit_code == 1
     assert "3 usable masks are too few for 4 folds; use --folds 3" in too_many.stderr
+
+
+def test_settings_of_another_version(flow: Workspace, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "other")
+    shutil.copytree(flow.root, workspace.root)
+    path = workspace.model("deeplab") / WEIGHTS
+    config = saved_config(workspace) or {}
+    config["train"]["unheard"] = 1
+    save_file(load_file(path), path, metadata={"config": json.dumps(config)})
+    done = run(workspace, "evaluate")
+    assert done.exit_code == 1
+    assert "trained by another version, whose settings this one does not know" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_errors_are_one_line(flow: Workspace, tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from numpy.typing import NDArray
 from PIL import Image
 from segment_toys import index, toy, toy_workspace
 
 from annotate.errors import UserError
 from annotate.masks import Encoding, mask_texts, read_mask, unshift, write_mask
+from annotate.paintings import load_painting, read_index
 from annotate.workspace import Workspace
 from segment.config import ConvertConfig
 from segment.convert import convert, held_out_share
@@ -80,6 +83,68 @@ def test_taming_transformers_finds_painting_and_mask(workspace: Workspace) -> No
     for line in (workspace.masks("shifted") / "train.txt").read_text().splitlines():
         assert (workspace.root / "paintings" / line).exists()
         assert (workspace.masks("shifted") / line.replace(".jpg", ".png")).exists()
+
+
+def as_segmentation_base(
+    csv: Path, root: Path, masks: Path
+) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """The paintings and masks that SegmentationBase of taming-transformers reads, by its rules of 2021."""
+    found = []
+    for line in csv.read_text().splitlines():
+        with Image.open(root / line) as image, Image.open(masks / line.replace(".jpg", ".png")) as mask:
+            assert mask.mode == "L"
+            found.append((np.asarray(image.convert("RGB")), np.array(mask).astype(np.uint8)))
+    return found
+
+
+def test_the_layout_of_taming_transformers(workspace: Workspace) -> None:
+    """JPEG, PNG and TIFF, a turned painting, and a name with `.jpg` within: each with its own mask, once shifted."""
+    folder = workspace.root / "paintings" / "set"
+    painting, raw = toy(0, (40, 56))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(painting).save(folder / "a.jpg-old.jpg", quality=95)
+    Image.fromarray(painting).save(folder / "b.JPEG", quality=95)
+    Image.fromarray(painting).save(folder / "c.tif")
+    Image.fromarray(np.rot90(painting)).save(folder / "d.jpg", exif=turned, quality=95)
+    Image.fromarray(painting).save(folder / "e.webp", lossless=True)
+    index(workspace)
+    for name in ("a.jpg-old", "b", "c", "d", "e"):
+        write_mask(workspace.mask("hand", f"set/{name}"), raw, Encoding.RAW)
+    convert(workspace, ConvertConfig(layout="taming", held_out=0.3))
+    root = workspace.root / "taming"
+    known = {key: load_painting(one.file(workspace)) for key, one in read_index(workspace).items()}
+    seen = []
+    for name in ("train", "val"):
+        lines = (root / f"{name}.txt").read_text().splitlines()
+        pairs = as_segmentation_base(root / f"{name}.txt", root / "images", root / "segmentations")
+        for line, (image, mask) in zip(lines, pairs, strict=True):
+            key = line[: -len(".jpg")]
+            seen.append(key)
+            np.testing.assert_array_equal(image, known[key])
+            np.testing.assert_array_equal(mask, read_mask(workspace.mask("shifted", key), Encoding.SHIFTED))
+            np.eye(182)[mask]  # every value has a channel
+        listed = (root / f"{name}-images.txt").read_text().splitlines()
+        assert [Path(one).exists() for one in listed] == [True] * len(lines)  # CustomTrain, CustomTest
+    assert sorted(seen) == sorted(workspace.keys_with_mask("shifted"))
+    data = yaml.safe_load((root / "data.yaml").read_text())["data"]["params"]
+    assert data["train"]["params"]["data_csv"] == str((root / "train.txt").resolve())
+    before = {path: path.stat().st_ino for path in root.rglob("*.jpg")}
+    convert(workspace, ConvertConfig(layout="taming", held_out=0.3))
+    assert {path: path.stat().st_ino for path in root.rglob("*.jpg")} == before
+
+
+@pytest.mark.parametrize("left", [0, 9, 200, -4])
+def test_a_damaged_shifted_mask_is_written_again(workspace: Workspace, left: int) -> None:
+    convert(workspace, DEFAULT)
+    for key in ("set/p1", "set/p3"):
+        path = workspace.mask("shifted", key)
+        path.write_bytes(path.read_bytes()[:left])
+    assert convert(workspace, DEFAULT).written == 2
+    read_mask(workspace.mask("shifted", "set/p1"), Encoding.SHIFTED)
+    path.write_bytes(b"")
+    workspace.mask("pseudo", "set/p3").unlink()
+    assert convert(workspace, DEFAULT).removed == 0  # not known to be ours: it stays
 
 
 def test_only_what_changed_is_written(workspace: Workspace) -> None:

@@ -18,6 +18,8 @@ from annotate.classes import DEFAULT_CLASSES, ClassTable
 from annotate.errors import UserError
 from annotate.workspace import Workspace
 from segment import model
+from segment.device import has_fast_bfloat16
+from segment.inference import Inference
 from segment.model import build, initialise, load, save
 
 CPU = torch.device("cpu")
@@ -199,3 +201,25 @@ def test_a_model_file_of_another_program(tmp_path: Path, config: str | None, nam
     save_file({"a": torch.zeros(1)}, path, metadata=None if config is None else {"config": config})
     with pytest.raises(UserError, match=f"no usable {named} in it"):
         load(workspace, CPU)
+
+
+@pytest.mark.parametrize("architecture", ["mobilenet_v3_large", "resnet50"])
+def test_inference_gives_the_same_logits(architecture: str) -> None:
+    torch.manual_seed(0)
+    whole = build(architecture, 6)
+    for module in whole.modules():
+        if isinstance(module, nn.BatchNorm2d):  # statistics as after a training
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    quick = Inference(whole.eval())
+    assert not any(isinstance(one, nn.BatchNorm2d) for one in quick.modules())
+    pixels = torch.randn(2, 3, 70, 97)
+    with torch.inference_mode():
+        wanted, found = whole(pixels)["out"], quick(pixels)["out"]
+    scale = float(wanted.abs().max())
+    assert float((wanted - found).abs().max()) < 0.02 * scale  # the classifier's bfloat16
+    assert float((wanted.argmax(1) != found.argmax(1)).float().mean()) < 0.01
+    if not has_fast_bfloat16(CPU):
+        torch.testing.assert_close(found, wanted, atol=1e-4 * scale, rtol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,16 +20,23 @@ from annotate.workspace import Workspace
 from segment import predict
 from segment.config import LabelConfig
 from segment.data import normalise, to_tensor
+from segment.label import pseudo_label
 from segment.model import Segmenter, build, save
-from segment.predict import predict_map, pseudo_label
+from segment.predict import predict_map
+from segment.thresholds import save_thresholds
 
 CPU = torch.device("cpu")
 
 
-def untrained(workspace: Workspace, seed: int = 0) -> None:
+def untrained(workspace: Workspace, seed: int = 0, fingerprint: str = "") -> None:
     torch.manual_seed(seed)
     net = build("mobilenet_v3_large", 6)
-    about = {"architecture": "mobilenet_v3_large", "smallest_side": 0, "classes": ClassTable().as_list()}
+    about: dict[str, Any] = {
+        "architecture": "mobilenet_v3_large",
+        "smallest_side": 0,
+        "classes": ClassTable().as_list(),
+    }
+    about["fingerprint"] = fingerprint
     save(workspace, net, about)
 
 
@@ -130,6 +138,54 @@ def test_threshold(tmp_path: Path) -> None:
     result = pseudo_label(workspace, LabelConfig(threshold=1.0), "cpu")
     assert result.unlabelled == 1.0
     assert (read_mask(workspace.mask("pseudo", "set/p3"), Encoding.RAW) == UNLABELLED).all()
+    filled = pseudo_label(workspace, LabelConfig(threshold=1.0, fill=True), "cpu")
+    assert (filled.labelled, filled.unlabelled) == (2, 0.0)
+    assert (read_mask(workspace.mask("pseudo", "set/p3"), Encoding.RAW) != UNLABELLED).all()
+
+
+def test_thresholds_of_each_class_that_were_learnt(tmp_path: Path) -> None:
+    workspace, classes = toy_workspace(tmp_path), ClassTable()
+    untrained(workspace, fingerprint="this one")
+    bare = pseudo_label(workspace, LabelConfig(), "cpu")
+    assert set(bare.thresholds.values()) == {0.0}
+    levels = np.zeros(6, np.int64)
+    said = classes.to_index(read_mask(workspace.mask("pseudo", "set/p3"), Encoding.RAW))
+    most = int(np.bincount(said.ravel()).argmax())
+    levels[most] = 255
+    save_thresholds(workspace, "an earlier one", levels, classes)
+    assert pseudo_label(workspace, LabelConfig(), "cpu").labelled == 0
+    save_thresholds(workspace, "this one", levels, classes)
+    learnt = pseudo_label(workspace, LabelConfig(), "cpu")
+    assert learnt.labelled == 2
+    assert learnt.thresholds[classes.names[most]] == 1.0
+    now = classes.to_index(read_mask(workspace.mask("pseudo", "set/p3"), Encoding.RAW))
+    assert (now[said == most] == UNLABELLED).all()
+    assert (now[said != most] == said[said != most]).all()
+
+
+@pytest.mark.parametrize("kind", ["pseudo", "confidence"])
+@pytest.mark.parametrize("left", [0, 7, 120, -4])
+def test_a_damaged_file_is_made_again(tmp_path: Path, kind: str, left: int) -> None:
+    workspace = toy_workspace(tmp_path)
+    untrained(workspace)
+    pseudo_label(workspace, LabelConfig(), "cpu")
+    path = workspace.mask(kind, "set/p3")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:left])
+    assert pseudo_label(workspace, LabelConfig(), "cpu").labelled == 1
+    assert path.read_bytes() == whole
+
+
+def test_the_ranking_begins_with_the_least_sure(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path, paintings=7)
+    untrained(workspace)
+    ranking = pseudo_label(workspace, LabelConfig(), "cpu").ranking
+    means = []
+    for key in ranking:
+        with Image.open(workspace.mask("confidence", key)) as image:
+            means.append(float(np.asarray(image).mean()))
+    assert len(means) == 4
+    assert means == sorted(means)
 
 
 def test_one_bad_painting_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -242,13 +242,13 @@ def test_it_learns(tmp_path: Path) -> None:
     """Three colours are told apart after a minute: the whole chain of crops, loss, schedule and labelling."""
     from segment.config import LabelConfig
     from segment.evaluate import against_truth
-    from segment.predict import pseudo_label
+    from segment.label import pseudo_label
     from segment.scores import score
 
     workspace = toy_workspace(tmp_path)
     train(workspace, replace(SHORT, steps=150, batch=4, lr=3e-3, save_every=75), "cpu")
     pseudo_label(workspace, LabelConfig(), "cpu")
-    count, matrix = against_truth(workspace, tmp_path / "truth")
-    assert count == 2
+    compared, matrix = against_truth(workspace, tmp_path / "truth")
+    assert compared.paintings == 2
     assert score(matrix, [""] * 6).miou > 0.3  # of three classes; an untrained network has about 0.1
     assert np.isfinite(matrix).all()

@@ -61,7 +61,7 @@ COMMANDS = dict(walk(main, ("tool",)))
 def test_the_designs_commands_are_there() -> None:
     wanted = {
         "annotate": ("push", "pull", "status", "serve", "stop"),
-        "segment": ("train", "pseudo-label", "evaluate", "convert"),
+        "segment": ("train", "pseudo-label", "evaluate", "convert", "report", "assist"),
         "generate": ("train", "sample", "import", "export"),
     }
     for stage, verbs in wanted.items():
