@@ -27,7 +27,11 @@ SIDE = 96  # masks are compared on a grid of this many cells along each side, wh
 FEWEST = 3  # masks that a habit can be learnt from
 MOST_SAID = 8  # departures in words; the largest ones
 _LEAST = 0.01  # share of the canvas from which a class has a place worth speaking of
-_SLACK = 0.03  # by how much any figure may differ without a word
+_SLACK, _SLACK_OF_FEW = (
+    0.02,
+    0.15,
+)  # by how much any figure may differ without a word; the latter over their number
+_ALL_HAVE = 10  # paintings that must have a class, each of them, before its absence is strange
 _NEVER = 0.005  # what occurs less than this does not occur
 
 
@@ -109,6 +113,8 @@ class Habits:
             known = _Range([each.share[k] / (1 - each.free) for each in self.looks])
             least, most = float(look.share[k]), float(look.share[k] + look.free)  # the free may become it
             far = known.outside(least, most)
+            if most == 0 and len(known.values) < _ALL_HAVE:
+                continue
             here = f"{_verb(self._name(one), 'cover')} {_percent(least)} % of the canvas"
             if far > 0:
                 said.append((far, f"{here}; in your paintings {known} %"))
@@ -181,7 +187,8 @@ class _Range:
         they are: the range is widened by a share of itself that shrinks with their number.
         """
         smallest, largest = min(self.values), max(self.values)
-        slack = (largest - smallest) * (0.2 + 3 / len(self.values)) + _SLACK
+        slack = (largest - smallest) * (0.2 + 3 / len(self.values))
+        slack += _SLACK + _SLACK_OF_FEW / len(self.values)
         return float(max(least - largest, smallest - most) - slack)
 
     def __str__(self) -> str:
