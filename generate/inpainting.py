@@ -22,6 +22,7 @@ from generate.data import to_image
 from generate.painting import Given
 from generate.recipe import PACKED, digest, pack, recipe_inside, unpack
 from generate.regions import read_regions
+from generate.tiles import encode_tiled
 from generate.vqgan import VQGAN
 
 Ids = NDArray[np.uint8]
@@ -60,8 +61,7 @@ class Repaint:
         below, right = size[0] * factor - height, size[1] * factor - width
         padded = np.pad(self.painting, ((0, below), (0, right), (0, 0)), mode="edge")
         image = to_image(torch.from_numpy(padded.transpose(2, 0, 1).copy()))[None].to(device)
-        with torch.inference_mode():
-            tokens = codes.encode(image).indices[0]  # (h, w)
+        tokens = encode_tiled(codes, image)[0]  # (h, w)
         cells = np.pad(self.region, ((0, below), (0, right)), mode="edge")
         anew = cells.reshape(size[0], factor, size[1], factor).any(axis=(1, 3))
         return Given(tokens, torch.from_numpy(~anew).to(device))

@@ -19,7 +19,7 @@ from annotate.progress import note, progress
 from annotate.workspace import Workspace
 from generate.checkpoint import load_gpt, load_vqgan
 from generate.composition import Checked, check_composition
-from generate.conditioning import unconditional_tokens
+from generate.conditioning import OPEN
 from generate.decoding import Decoder
 from generate.gpt import GPT
 from generate.live import Live
@@ -216,7 +216,8 @@ def _paint(
     given = order.repaint.given(codes, size, device) if order.repaint else None
     guidance = None
     if config.guidance != 1:
-        guidance = Guidance(config.guidance, unconditional_tokens(models.mask_codes, size))
+        silent = encode_canvas(models, np.full_like(order.ids, OPEN), device)  # a mask that says nothing
+        guidance = Guidance(config.guidance, silent)
     decoder = Decoder(models.transformer, cast(Precision, config.precision))
     chance = Chance(config.temperature, config.top_k, config.seed)
     stride = 1 if config.stride == 1 else models.transformer.config.window // 2

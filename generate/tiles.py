@@ -1,7 +1,7 @@
 """Large canvases in tiles: VQGANs encode and decode them with memory that does not grow with the canvas.
 
 A canvas of at most `TILE` tokens a side goes through whole, as the reference does it. A larger one is cut into tiles
-that overlap: a mask's tokens are taken from the middle of each tile, far from its cut edges, and a painting's pixels
+that overlap: tokens are taken from the middle of each tile, far from its cut edges, and a painting's pixels
 fade from one tile into the next, so that the group norms' slightly different statistics make no seam.
 """
 
@@ -28,15 +28,19 @@ def spans(length: int, tile: int = TILE, overlap: int = OVERLAP) -> list[tuple[i
 
 
 @torch.inference_mode()
-def encode_tiled(codes: VQGAN, ids: Tensor, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
-    """Mask tokens (1, h, w) of shifted ids (1, H, W); H and W are multiples of `codes.config.downsampling`."""
+def encode_tiled(codes: VQGAN, pixels: Tensor, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
+    """Tokens (1, h, w) of a mask's shifted ids (1, H, W), or of a painting (1, 3, H, W) in [-1, 1].
+
+    H and W are multiples of `codes.config.downsampling`.
+    """
     factor = codes.config.downsampling
-    height, width = (side // factor for side in ids.shape[1:])
-    tokens = torch.empty((1, height, width), dtype=torch.int64, device=ids.device)
+    encode = codes.encode_mask if pixels.ndim == 3 else codes.encode
+    height, width = (side // factor for side in pixels.shape[-2:])
+    tokens = torch.empty((1, height, width), dtype=torch.int64, device=pixels.device)
     for top, bottom in spans(height, tile, overlap):
         for left, right in spans(width, tile, overlap):
-            cut = ids[:, top * factor : bottom * factor, left * factor : right * factor]
-            found = codes.encode_mask(cut).indices  # (1, tile, tile)
+            cut = pixels[..., top * factor : bottom * factor, left * factor : right * factor]
+            found = encode(cut).indices  # (1, tile, tile)
             # From the middle of what is shared on, this tile knows better than the ones above and to the left.
             row, column = (overlap // 2 if start > 0 else 0 for start in (top, left))
             tokens[:, top + row : bottom, left + column : right] = found[:, row:, column:]

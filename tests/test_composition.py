@@ -82,7 +82,7 @@ def test_the_painters_other_scenes_depart_in_nothing(painter: Habits) -> None:
 def test_three_masks_are_enough_and_two_teach_nothing() -> None:
     few = habits(range(8, 11))
     warned = [bool(few.departures(to_grid(scene(seed)))) for seed in range(100, 160)]
-    assert np.mean(warned) < 0.4  # three paintings do not show everything, and some words are too many
+    assert np.mean(warned) < 0.35  # three paintings do not show everything, and some words are too many
     assert few.departures(to_grid(scene(100))[::-1])
     assert habits(range(2)).departures(to_grid(scene(100))[::-1]) == []
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from golden_models import mask_codes, painting_codes, transformer
 from numpy.typing import NDArray
@@ -24,8 +25,10 @@ from annotate.paintings import scan, write_index
 from annotate.workspace import Workspace
 from cli import main
 from generate.checkpoint import save_model
+from generate.data import to_image
 from generate.inpainting import FEATHER, Repaint
 from generate.recipe import digest, free_path, pack, read_recipe, unpack
+from generate.tiles import encode_tiled
 
 Pixels = NDArray[np.uint8]
 SIZE = (72, 88)  # 5 x 6 tokens, padded to a window of 16 x 16
@@ -281,3 +284,16 @@ def test_ctrl_c_leaves_the_canvas_so_far(workspace: Workspace, tmp_path: Path) -
     with Image.open(left) as image:
         assert json.loads(image.info["recipe"])["unfinished"] >= 64
     assert read_recipe(left)["seed"] == 1
+
+
+def test_a_large_painting_is_encoded_in_tiles() -> None:
+    """Far from the cuts the tokens are those of the whole; a small one goes through whole."""
+    codes = painting_codes()
+    patches = Image.fromarray(np.random.default_rng(1).integers(0, 256, (10, 24, 3), np.uint8))
+    image = to_image(torch.from_numpy(np.array(patches.resize((384, 160))).transpose(2, 0, 1).copy()))[None]
+    with torch.inference_mode():
+        whole = codes.encode(image).indices
+    assert torch.equal(encode_tiled(codes, image), whole)
+    tiled = encode_tiled(codes, image, tile=16, overlap=4)
+    assert tiled.shape == whole.shape == (1, 10, 24)
+    assert (tiled == whole).float().mean() > 0.5  # the group norms see another tile than the whole
