@@ -106,6 +106,10 @@ def train(
             False,
         )
     learn, check = split(samples, config)
+    if config.patience and not check:
+        note(
+            f"--patience has no effect: from {ENOUGH} hand masks on some are held out, here are {len(samples)}"
+        )
     rest = unlabelled(workspace, samples, folder / FOLDER, mark, config)
     fitted = fit(learn, check, classes, config, where, folder, mark, rest=rest)
     figures = {"loss": fitted.loss, "miou": fitted.miou, "masks": len(samples), "held_out": len(check)}

@@ -174,8 +174,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_model(trained: Workspace)
     (trained.model("deeplab") / STATE).unlink(missing_ok=True)
 
 
-def test_a_batch_of_one(tmp_path: Path) -> None:
-    assert train(toy_workspace(tmp_path, hand=1), replace(SHORT, batch=1, steps=2), "cpu").trained
+def test_a_batch_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(SHORT, batch=1, steps=2, patience=3)
+    assert train(toy_workspace(tmp_path, hand=1), config, "cpu").trained
+    assert "--patience has no effect" in capsys.readouterr().err
 
 
 def test_memory_that_does_not_suffice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
