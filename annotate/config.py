@@ -31,15 +31,17 @@ class PushConfig:
     max_side: int | None = setting(
         None,
         "Longest side, in pixels, of what the browser gets; masks keep the painting's own size. 0 scales nothing."
-        "  [default: tool.toml's, 0 at first]",
+        "  [default: tool.toml's, 2000 at first]",
         low=0,
     )
     predictions: bool = setting(
         False, "Attach the pseudo masks of the workspace, to be corrected rather than drawn."
     )
     regions: str = setting(
-        "brush",
-        "Form of those: `brush` shows every pixel, `polygon` has outlines to within a pixel.",
+        "polygon",
+        "Form of those: `polygon` has outlines to within a pixel, and keeps the editor fast; `brush` shows every "
+        "pixel, and can be erased.",
+        source="docs/bench-editor.md",
         choices=("brush", "polygon"),
     )
     url: str | None = setting(
@@ -55,7 +57,8 @@ class ReviewConfig:
     count: int = setting(20, "How many paintings shall lie in the queue.", low=1)
     regions: str = setting(
         PushConfig.regions,
-        "Form of the pseudo masks: `brush` shows every pixel, `polygon` has outlines to within a pixel.",
+        "Form of the pseudo masks: `polygon` has outlines to within a pixel, and keeps the editor fast; `brush` "
+        "shows every pixel, and can be erased.",
         choices=("brush", "polygon"),
     )
     url: str | None = setting(

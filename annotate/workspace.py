@@ -11,6 +11,9 @@ from annotate.classes import ClassTable
 from annotate.errors import UserError
 from annotate.files import read_json, write_json, write_whole
 
+# Larger paintings make the editor slow: docs/bench-editor.md.
+MAX_SIDE = 2000
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -18,7 +21,7 @@ class Settings:
 
     fraction: float = 0.25
     seed: int = 0
-    max_side: int = 0  # pixels of a painting's longer side on the server; 0: as it is
+    max_side: int = MAX_SIDE  # pixels of a painting's longer side on the server; 0: as it is
     studio_url: str = ""  # empty: the embedded server of this workspace
     studio_project: int | None = None
     classes: ClassTable = field(default_factory=ClassTable)
@@ -106,7 +109,7 @@ class Workspace:
             return Settings(
                 fraction=float(table.get("fraction", 0.25)),
                 seed=int(table.get("seed", 0)),
-                max_side=int(table.get("max_side", 0)),
+                max_side=int(table.get("max_side", MAX_SIDE)),
                 studio_url=str(studio.get("url", "")),
                 studio_project=int(studio["project"]) if "project" in studio else None,
                 classes=ClassTable.from_list(table["classes"]) if "classes" in table else ClassTable(),
@@ -131,7 +134,7 @@ class Workspace:
             )
         document["fraction"] = after.fraction
         document["seed"] = after.seed
-        if after.max_side or "max_side" in document:
+        if after.max_side != MAX_SIDE or "max_side" in document:
             document["max_side"] = after.max_side
         studio = document.setdefault("studio", tomlkit.table())
         studio["url"] = after.studio_url

@@ -164,17 +164,19 @@ class Editor:
         self.page.keyboard.up("Control")
         return [((x - self.left) / self.width, (y - self.top) / self.height) for x, y in stops]
 
-    def submit(self) -> float:
-        """Press Submit; returns the seconds until the server has it and the editor says so."""
+    def submit(self) -> tuple[float, float]:
+        """Press Submit; returns the seconds until the server has it, and until the editor has read it back."""
         began = time.perf_counter()
-        with self.page.expect_request(
-            lambda found: "/annotations" in found.url and found.method == "POST", timeout=60_000
-        ) as sent:
+        with self.page.expect_response(
+            lambda found: "/annotations" in found.url and found.request.method == "POST", timeout=60_000
+        ) as answer:
             self.page.get_by_role("button", name="Submit").click()
+        saved = time.perf_counter() - began
+        assert answer.value.ok
         self.page.locator("button", has_text="Update").wait_for(timeout=60_000)
         seconds = time.perf_counter() - began
-        self.sent = sent.value.sizes()["requestBodySize"]  # bytes
-        return seconds
+        self.sent = answer.value.request.sizes()["requestBodySize"]  # bytes
+        return saved, seconds
 
     def painting(self) -> NDArray[np.uint8]:
         """What the screen shows where the painting lies. (H, W, 3)"""

@@ -114,12 +114,12 @@ def test_a_second_push_attaches_nothing_and_other_masks_replace(
 ) -> None:
     for seed, key in enumerate(KEYS):
         guess(remote, key, seed)
-    project = send(remote, folder).project
+    project = send(remote, folder, regions="brush").project
     before = {task.key: task.predictions for task in studio.tasks(project)}
-    assert attached(send(remote, folder)) == (0, 3, 0)
+    assert attached(send(remote, folder, regions="brush")) == (0, 3, 0)
     assert {task.key: task.predictions for task in studio.tasks(project)} == before
     after = guess(remote, "b", 9)  # of the same mean confidence
-    assert attached(send(remote, folder)) == (1, 2, 0)
+    assert attached(send(remote, folder, regions="brush")) == (1, 2, 0)
     found = {task.key: task for task in studio.tasks(project)}
     assert found["a"].predictions == before["a"]
     (one,) = stored(studio, found["b"].id)
