@@ -71,9 +71,11 @@ def _shown(value: Any) -> str:
     """A value in a few characters; never a long one's text, which may be as long as the answer."""
     if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 10**12):
         return str(value)
+    if isinstance(value, int):
+        return "a huge number"
     return repr(value[:20]) if isinstance(value, str) else _kind(value)
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", int: "a huge number", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
     return names.get(type(value), "a number")

@@ -13,7 +13,7 @@ import httpx
 
 from annotate.errors import UserError
 
-TRIES = 6  # with the waits below about 10 s: a server that restarts is back by then
+TRIES = 7  # with the waits below about 20 s: a server that restarts is back by then
 FIRST_WAIT = 0.3  # seconds; doubled each time
 LONGEST_WAIT = 30.0  # whatever Retry-After asks for
 MOST_BYTES = 64 * 2**20  # of one answer; an annotation of a 100-megapixel painting has a tenth of it
@@ -29,6 +29,10 @@ class MissingError(UserError):
 
 class AnswerError(UserError):
     """The server is there, but its answer to this one request cannot be used, however often it is asked."""
+
+
+class UnansweredError(AnswerError):
+    """Asked again and again, the server gave no usable answer: it may be broken altogether."""
 
 
 class UnsureError(UserError):
@@ -147,7 +151,7 @@ class Connection:
                     raise UnsureError(
                         f"{self.url}: the connection broke ({reason}); run the command again"
                     ) from error
-        raise (AnswerError if answered else UserError)(
+        raise (UnansweredError if answered else UserError)(
             f"{self.url}: Label Studio does not answer ({reason}); "
             "check LABEL_STUDIO_URL and that the server runs, then run the command again"
         )
@@ -157,13 +161,16 @@ class Connection:
             headers = dict(self._headers())
         except UnavailableError as error:
             raise _RefusedError(str(error)) from error
+        begun = False  # to answer
         try:
             with self._client.stream(method, f"{self.url}/{path}", headers=headers, **content) as response:
+                begun = True
                 body = self._read(response, path)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise _RefusedError(_reason(error), absent=True) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise UnavailableError(_reason(error)) from error
+            begun = begun or isinstance(error, httpx.DecodingError)
+            raise UnavailableError(_reason(error), answered=begun) from error
         status = response.status_code
         if status == 429:
             raise _RefusedError("it answers 429", wait=_retry_after(response))
@@ -172,7 +179,7 @@ class Connection:
         if status == 401:
             raise _StaleError(f"it answers {status}")
         if status >= 300:
-            raise self._refusal(response, body, path)
+            raise self._refusal(response, body, path, headers)
         if (parts := body.count(b"[") + body.count(b"{")) > MOST_PARTS:
             raise AnswerError(f"{self.url}/{path}: an answer of {parts} parts is refused")
         try:
@@ -203,7 +210,9 @@ class Connection:
             "copy a valid one from its Account & Settings page to LABEL_STUDIO_API_KEY"
         )
 
-    def _refusal(self, response: httpx.Response, body: bytes, path: str) -> UserError:
+    def _refusal(
+        self, response: httpx.Response, body: bytes, path: str, headers: Mapping[str, str]
+    ) -> UserError:
         status = response.status_code
         if status == 403:
             return self._refused_key()
@@ -213,6 +222,8 @@ class Connection:
                 "set LABEL_STUDIO_URL to the final address"
             )
         said = _said(body)
+        for word in headers.get("Authorization", "").split()[1:]:  # a server may repeat the key in its words
+            said = said.replace(word, "...")
         if status == 404:
             return MissingError(f"{self.url}/{path}: not there (404{said})")
         return AnswerError(f"{self.url}/{path}: Label Studio refuses it ({status}{said})")
@@ -227,7 +238,7 @@ def _said(body: bytes) -> str:
     words: Any = found
     if isinstance(found, dict):
         words = found.get("validation_errors") or found.get("detail") or found
-    return ": " + " ".join(str(words).split())[:300]
+    return ": " + " ".join(str(words)[:3000].split())[:300]
 
 
 def _reason(error: httpx.TransportError | httpx.DecodingError) -> str:

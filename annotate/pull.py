@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from annotate.agreement import compare, majority, to_text
 from annotate.classes import ClassTable
 from annotate.config import PullConfig
-from annotate.connection import AnswerError, MissingError
+from annotate.connection import AnswerError, MissingError, UnansweredError
 from annotate.errors import UserError
 from annotate.masks import Encoding, mask_texts, write_mask
 from annotate.paintings import Painting, read_index, write_index
@@ -143,13 +143,11 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
             pool = ThreadPoolExecutor(FETCHED_AT_ONCE)
             try:
                 for work, found in zip(fetched, pool.map(fetch, fetched), strict=True):
+                    broken = broken + 1 if isinstance(found, UnansweredError) else 0
                     if isinstance(found, AnswerError):
-                        broken += 1
                         if broken == MOST_BROKEN:
                             raise found
                         found = Outcome.FAILED, [f"{_name(work, work.submitted[-1])}: {found.message}"]
-                    else:
-                        broken = 0
                     outcomes[work.key], lines = found
                     problems += lines
                     advance()

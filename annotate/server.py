@@ -51,8 +51,8 @@ RESERVED = (
 )
 
 # The address is written by the very process that becomes the server (same pid after exec), before it starts:
-# there is no moment at which a server runs whose pid is unknown.
-_LAUNCH = 'printf \'{"pid": %s, "port": %s, "started": %s}\' $$ "$1" "$2" > "$3.part" && mv "$3.part" "$3" && shift 3 && exec "$@"'
+# there is no moment at which a server runs whose pid is unknown. Its files, which hold keys, are its user's alone.
+_LAUNCH = 'umask 077 && printf \'{"pid": %s, "port": %s, "started": %s}\' $$ "$1" "$2" > "$3.part" && mv "$3.part" "$3" && shift 3 && exec "$@"'
 
 
 @dataclass(frozen=True)

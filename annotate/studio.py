@@ -459,6 +459,8 @@ def _connect(url: str, key: str, login: server.Login | None) -> Studio:
         httpx.URL(url)
     except (ValueError, httpx.InvalidURL):
         usable = False
+    if usable and "@" in address.netloc:
+        raise UserError("the server's address holds a login; leave it out, and use LABEL_STUDIO_API_KEY")
     if not usable:
         raise UserError(f"{url!r} is not the address of a server; write it like http://localhost:8080")
     if not key.isascii() or any(c.isspace() for c in key):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 
@@ -44,12 +44,26 @@ def run_tool(*words: str, expect: int = 0) -> Run:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began = time.perf_counter()
         child = subprocess.Popen([sys.executable, "-m", "cli", *words], stdout=out, stderr=err)
-        _, status, usage = os.wait4(child.pid, 0)  # this child's own use, not that of all children
+        most = 0.0
+        while child.poll() is None:
+            most = max(most, _peak(child.pid))
+            time.sleep(0.02)
         seconds = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
-        run = Run(seconds, usage.ru_maxrss / 1024, child.returncode, out.read(), err.read())
+        run = Run(seconds, most, child.returncode, out.read(), err.read())
     if run.code != expect:
         raise SystemExit(f"tool {' '.join(words)}: exit code {run.code}\n{run.err}")
     return run
+
+
+def _peak(pid: int) -> float:
+    """The most MB that a process has held since it began to run its program.
+
+    Not the `ru_maxrss` of `wait4`, which starts from what the parent held when it forked.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
