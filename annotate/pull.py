@@ -17,6 +17,7 @@ from annotate.classes import ClassTable
 from annotate.config import PullConfig
 from annotate.connection import AnswerError, MissingError, UnansweredError
 from annotate.errors import UserError
+from annotate.listing import list_tasks
 from annotate.masks import Encoding, mask_texts, write_mask
 from annotate.paintings import Painting, read_index, write_index
 from annotate.progress import progress
@@ -115,7 +116,7 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
     classes = workspace.settings().classes
     studio = connect(workspace, config.url)
     try:
-        tasks = list(studio.tasks(studio.project(workspace)))
+        tasks = list_tasks(studio, studio.project(workspace), workspace)
         works = gather(tasks)
         outcomes = {task.key: Outcome.FAILED for task in tasks if task.damage and task.key in index}
         problems = [f"task {task.id}: {task.damage}" for task in tasks if task.damage]

@@ -10,6 +10,7 @@ from pathlib import Path
 from annotate.config import PushConfig
 from annotate.connection import UnsureError
 from annotate.errors import UserError
+from annotate.listing import list_tasks
 from annotate.paintings import (
     Painting,
     Scan,
@@ -78,7 +79,7 @@ def push(workspace: Workspace, folder: Path, config: PushConfig) -> PushResult:
         project, fresh = studio.open_project(workspace)
         if fresh and settings.studio_project is not None:
             note(f"project {settings.studio_project} is not on {studio.url}: made project {project}")
-        there = tasks_by_key(studio, project)
+        there = tasks_by_key(studio, project, workspace)
         changed = [one for key, one in index.items() if key in there and there[key].sha256 != one.sha256]
         for one in changed:  # the list keeps the painting that the annotations belong to
             index[one.key] = known.get(one.key, replace(one, split="hand"))
@@ -172,13 +173,13 @@ def _set_aside(workspace: Workspace, index: Mapping[str, Painting], known: Mappi
             workspace.mask(kind, key).unlink(missing_ok=True)
 
 
-def tasks_by_key(studio: Studio, project: int) -> dict[str, Task]:
+def tasks_by_key(studio: Studio, project: int, workspace: Workspace) -> dict[str, Task]:
     """The server's tasks of ours; of two with one key, an untouched one is removed.
 
     Two can only come of a connection that broke while the server went on working.
     """
     by_key: dict[str, Task] = {}
-    for task in studio.tasks(project):
+    for task in list_tasks(studio, project, workspace):
         if not task.key:
             continue
         first = by_key.setdefault(task.key, task)
@@ -214,14 +215,14 @@ def send(
             except UnsureError:
                 broken = True
                 failed.clear()
-                there = tasks_by_key(studio, project)
+                there = tasks_by_key(studio, project, workspace)
                 advance(sum(one.key in there for one in waiting))
                 waiting = [one for one in waiting if one.key not in there]
                 fruitless = 0 if len(waiting) < before else fruitless + 1
                 if fruitless == ROUNDS:
                     raise
     if broken:  # what was cut off may have been done after the look at the list
-        tasks_by_key(studio, project)
+        tasks_by_key(studio, project, workspace)
     return len(missing) - len(failed), failed
 
 

@@ -52,7 +52,7 @@ def review(workspace: Workspace, config: ReviewConfig) -> ReviewResult:
     studio = connect(workspace, config.url)
     try:
         project, _ = studio.open_project(workspace)
-        there = tasks_by_key(studio, project)
+        there = tasks_by_key(studio, project, workspace)
         wanted = [key for key in ranked if key not in there or not there[key].annotations][: config.count]
         fitting, problems = _as_listed(workspace, [index[key] for key in wanted if key not in there])
         added, failed = send(studio, project, fitting, workspace, workspace.settings().max_side)

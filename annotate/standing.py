@@ -14,6 +14,7 @@ import numpy as np
 from annotate.agreement import Agreement, from_text, measure
 from annotate.classes import UNLABELLED
 from annotate.errors import UserError
+from annotate.listing import list_tasks
 from annotate.masks import Encoding, mask_texts, read_mask
 from annotate.paintings import Painting, read_index
 from annotate.pull import COMPARED, PIXELS, Outcome, Work, gather, some
@@ -149,7 +150,7 @@ def _works(workspace: Workspace, index: Mapping[str, Painting]) -> tuple[str, li
     if studio is None:
         return "", None
     try:
-        tasks = gather(studio.tasks(studio.project(workspace)))
+        tasks = gather(list_tasks(studio, studio.project(workspace), workspace))
         return studio.url, [work for work in tasks if work.key in index]
     finally:
         studio.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,12 +78,27 @@ class Task:
     drafts: int
     predictions: tuple[Prediction, ...]
     size: tuple[int, int] | None  # (H, W) of the image on the server; None: the painting's own
+    updated_at: str = ""  # moves with every annotation and prediction; not with drafts
     damage: str = ""  # what is wrong with the server's answer about it; nothing else is known then
 
     @property
     def untouched(self) -> bool:
         """Whether it can go without a loss."""
         return not self.annotations and not self.drafts and not self.damage
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A condition on the tasks of a listing, as the server's data manager has it."""
+
+    column: str
+    operator: str
+    kind: str
+    value: Any
+
+    def item(self) -> dict[str, Any]:
+        column = f"filter:tasks:{self.column}"
+        return {"filter": column, "operator": self.operator, "type": self.kind, "value": self.value}
 
 
 @dataclass(frozen=True)
@@ -177,13 +193,22 @@ class Studio:
             self.connection.send("PATCH", path, repeat=True, json={"label_config": interface})
         return project
 
-    def tasks(self, project: int) -> Iterator[Task]:
-        """All tasks of a project, by id, a page at a time."""
+    def count_tasks(self, project: int) -> int:
+        """How many tasks a project has."""
+        answer = self.connection.get("api/tasks/", {"project": project, "include": "id", "page_size": 1})
+        with self._understood():
+            return answers.number(answer, "total")
+
+    def tasks(self, project: int, only: Sequence[Filter] = ()) -> Iterator[Task]:
+        """The tasks of a project that pass all filters, by id, a page at a time."""
         page = seen = 0
         total = 1
         while seen < total:
             page += 1
             asked = {"project": project, "fields": "all", "include": _LISTED, "page": page, "page_size": PAGE}
+            if only:
+                items = [one.item() for one in only]
+                asked["query"] = json.dumps({"filters": {"conjunction": "and", "items": items}})
             answer = self.connection.get("api/tasks/", asked)
             with self._understood():
                 total, rows = answers.number(answer, "total"), answers.objects(answer, "tasks")
@@ -556,10 +581,11 @@ def _task(row: Mapping[str, Any]) -> Task:
             for one in answers.objects(row, "predictions")
         )
         drafts = len(answers.objects(row, "drafts"))
-        return Task(number, key, digest, annotations, drafts, predictions, _size(data))
+        moved = answers.text(row, "updated_at")
+        return Task(number, key, digest, annotations, drafts, predictions, _size(data), moved)
     except ValueError as error:
         damage = f"an answer that Label Studio would not give: {error}"
-        return Task(number, key, digest, (), 0, (), None, damage)
+        return Task(number, key, digest, (), 0, (), None, damage=damage)
 
 
 def _size(data: Any) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ import numpy as np
 
 import bench
 
-SHARED = ("__main__", "browser", "timing", "reference_step")  # no benchmarks themselves
+SHARED = ("__main__", "proxy", "browser", "timing", "reference_step")  # no benchmarks themselves
 DOCS = Path(__file__).parent.parent / "docs"
 
 

@@ -1,6 +1,6 @@
 """Push, pull and status with 10,000 tasks on the server, and nothing changed since the last time.
 
-The paintings are small (160 x 120), for the number of tasks is what counts here; all are sent, and 2,500 of them
+The paintings are small (160 x 120), for the number of tasks is what counts here; all are sent, and 500 of them
 are annotated and pulled before the clock starts. Each command runs as a person runs it.
 """
 
@@ -18,7 +18,7 @@ from annotate.workspace import Workspace
 from bench.annotate_scale import brushed, row, tool
 from bench.push import paint
 
-TASKS, ANNOTATED = 10_000, 2_500
+TASKS, ANNOTATED = 10_000, 500
 SIZE = (120, 160)
 
 

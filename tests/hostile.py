@@ -37,7 +37,8 @@ def task(number: int, key: Any, annotation: int | None = None, **changes: Any) -
                 "completed_by": 1,
             }
         )
-    row = {"id": number, "data": {"image": "/data/x.png", "key": key, "sha256": "0" * 64}}
+    row: dict[str, Any] = {"id": number, "data": {"image": "/data/x.png", "key": key, "sha256": "0" * 64}}
+    row["updated_at"] = "2026-01-01T00:00:00.000000Z"
     return row | {"annotations": annotations, "drafts": [], "predictions": []} | changes
 
 

@@ -131,8 +131,8 @@ def test_every_attack_is_named_and_the_rest_is_pulled(
         rows.insert((number - 501) * 4, task(number, key, 1000 + number))
         answers[f"/api/annotations/{1000 + number}/"] = GOOD
     outside = str(tmp_path / "outside")
-    for number, key in enumerate(("../../etc/x", outside, "a/../../b", "", "a\0b", {"a": 1}, 7), 601):
-        rows.append(task(number, key, 1501))
+    strange: tuple[Any, ...] = ("../../etc/x", outside, "a/../../b", "", "a\0b", {"a": 1}, 7)
+    rows += [task(number, key, 1501) for number, key in enumerate(strange, 601)]
     damaged = [
         task(701, "first", annotations=None),
         task(702, "x", drafts=7),
@@ -295,15 +295,12 @@ SHAPES = st.one_of(
     st.fixed_dictionaries({"points": st.lists(st.tuples(NUMBERS, NUMBERS), max_size=40)}).map(
         lambda value: region("polygonlabels", value)
     ),
-    *(
-        st.fixed_dictionaries(
-            {**dict.fromkeys(("x", "y", *sides), NUMBERS)}, optional={"rotation": NUMBERS}
-        ).map(lambda value, kind=kind: region(kind, value))
-        for kind, sides in (
-            ("rectanglelabels", ("width", "height")),
-            ("ellipselabels", ("radiusX", "radiusY")),
-        )
-    ),
+    st.fixed_dictionaries(
+        dict.fromkeys(("x", "y", "width", "height"), NUMBERS), optional={"rotation": NUMBERS}
+    ).map(lambda value: region("rectanglelabels", value)),
+    st.fixed_dictionaries(
+        dict.fromkeys(("x", "y", "radiusX", "radiusY"), NUMBERS), optional={"rotation": NUMBERS}
+    ).map(lambda value: region("ellipselabels", value)),
     st.lists(st.integers(0, 255), max_size=200).map(
         lambda rle: region("brushlabels", {"format": "rle", "rle": claim(SIZE[0] * SIZE[1] * 4)[:6] + rle})
     ),

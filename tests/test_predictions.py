@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 from conftest import Painter
 from numpy.typing import NDArray
-from proxy import Fault, faulty
 from skimage.morphology import isotropic_dilation
 
 from annotate import connection
@@ -27,6 +26,7 @@ from annotate.push import PushResult, push
 from annotate.regions import class_map
 from annotate.studio import MODEL, Studio, connect
 from annotate.workspace import Workspace
+from bench.proxy import Fault, faulty
 
 pytestmark = pytest.mark.server
 SIZE = (60, 84)

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 from conftest import Painter
 from numpy.typing import NDArray
-from proxy import Fault, faulty
 
 from annotate import connection
 from annotate.classes import UNLABELLED
@@ -26,6 +25,7 @@ from annotate.regions import class_map_regions
 from annotate.standing import standing
 from annotate.studio import Studio, connect
 from annotate.workspace import Workspace
+from bench.proxy import Fault, faulty
 
 pytestmark = pytest.mark.server
 SIZE = (50, 70)

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 from conftest import Painter
 from PIL import Image
-from proxy import Fault, faulty
 
 from annotate import connection, push, server
 from annotate.commands import annotate
@@ -22,6 +21,7 @@ from annotate.paintings import load_painting, read_index
 from annotate.push import PushResult
 from annotate.studio import connect
 from annotate.workspace import Workspace
+from bench.proxy import Fault, faulty
 
 pytestmark = pytest.mark.server
 ALL = PushConfig(strategy="all")

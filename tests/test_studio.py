@@ -9,12 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from proxy import Fault, faulty
 
 from annotate import connection, server
 from annotate.errors import UserError
 from annotate.studio import connect, embedded_or_configured
 from annotate.workspace import Workspace
+from bench.proxy import Fault, faulty
 
 
 @pytest.fixture(autouse=True)

@@ -1,28 +1,39 @@
-"""A proxy between the tool and a server, that breaks what a test tells it to break."""
+"""A proxy between the tool and a server, that breaks what a test or a benchmark tells it to break."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
 # What happens to a request: None, "drop" (before the server sees it), "deaf" (after it did its work), "cut"
-# (half of the answer), or an HTTP status that the server never gave.
+# (half of the answer), "stall" (the server does its work, and the answer does not come), or an HTTP status that
+# the server never gave.
 Fault = str | int | None
+KINDS: tuple[Fault, ...] = ("drop", "deaf", "cut", "stall", 500, 502, 429)
+
+
+def seeded(seed: int, rate: float) -> Callable[[int, str, str], Fault]:
+    """A choice for `faulty`: that share of the requests, drawn by chance, meets one of KINDS."""
+    chance = random.Random(seed)
+    return lambda number, method, path: chance.choice(KINDS) if chance.random() < rate else None
 
 
 @contextlib.contextmanager
-def faulty(url: str, choose: Callable[[int, str, str], Fault]) -> Iterator[str]:
+def faulty(url: str, choose: Callable[[int, str, str], Fault], stall: float = 1.0) -> Iterator[str]:
     """Run a proxy to `url`; yields its address.
 
     Args:
         url: the real server.
         choose: `choose(number, method, path)` says what happens to each request, counted from 0.
+        stall: seconds until a stalled connection ends; more than the tool waits for an answer.
     """
     target = urlsplit(url)
     lock = threading.Lock()
@@ -35,7 +46,7 @@ def faulty(url: str, choose: Callable[[int, str, str], Fault]) -> Iterator[str]:
             nonlocal count
             with lock:
                 number, count = count, count + 1
-            fault = choose(number, self.command, self.path)
+                fault = choose(number, self.command, self.path)
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             if fault == "drop":
                 self.hang_up()
@@ -43,7 +54,9 @@ def faulty(url: str, choose: Callable[[int, str, str], Fault]) -> Iterator[str]:
                 self.answer(fault, {"Retry-After": "0"}, b"busy")
             else:
                 status, headers, answer = self.ask(body)
-                if fault == "deaf":
+                if fault == "stall":
+                    time.sleep(stall)
+                if fault in ("deaf", "stall"):
                     self.hang_up()
                 elif fault == "cut":
                     self.answer(status, headers, answer, cut=True)
@@ -68,15 +81,16 @@ def faulty(url: str, choose: Callable[[int, str, str], Fault]) -> Iterator[str]:
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[: len(body) // 2] if cut else body)
+            with contextlib.suppress(OSError):  # the tool may have gone
+                self.end_headers()
+                self.wfile.write(body[: len(body) // 2] if cut else body)
             if cut:
                 self.hang_up()
 
         def hang_up(self) -> None:
             self.close_connection = True
-            self.wfile.flush()
             with contextlib.suppress(OSError):
+                self.wfile.flush()
                 self.connection.shutdown(socket.SHUT_RDWR)
 
         def log_message(self, format: str, *args: Any) -> None:
