@@ -17,7 +17,7 @@ class Inference(nn.Module):
 
     On a CPU with bfloat16 in hardware only the classifier runs in it. There it halves the time; in the backbone,
     whose depthwise convolutions gain nothing, it would only cost exactness: one pixel in 500 gets another class,
-    instead of one in 2000.
+    instead of one in 1800.
 
     Args:
         net: of `segment.model.build`, trained; it is copied.
