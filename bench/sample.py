@@ -20,6 +20,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from bench.timing import side_by_side
 from generate.config import SEED_TRANSFORMER, GPTConfig
 from generate.decoding import Decoder, Session
 from generate.gpt import GPT
@@ -39,6 +40,7 @@ WORK: tuple[tuple[str, tuple[int, int], int, int, Precision, float], ...] = (
     ("512 x 768, blocks", (32, 48), 1, 8, "int8", 70),
 )
 TIMED = 4  # calls of a kind, at most
+ROUNDS = 4  # of three calls each
 KIND = 64  # tokens: calls whose numbers of tokens, seen and new, round to the same are of one kind
 
 
@@ -55,7 +57,7 @@ def run() -> list[dict[str, object]]:
             decoder = decoders[precision]
             whole = canvas == (16, 16)
             spent = _paint(decoder, canvas, count) if whole else _replay(decoder, canvas, stride)
-            rows.append((what, precision, spent, _floor(decoder), _step(decoder, count), target))
+            rows.append((what, precision, spent, *floor_and_step(decoder, count), target))
         naive += [_naive(model) for _ in range(3)]
     theirs = median(naive)
     return [
@@ -68,6 +70,7 @@ def run() -> list[dict[str, object]]:
             "target": target,
             "one step, ms": step,
             "floor, ms": floor,
+            "step / floor": step / floor,
         }
         for what, precision, ours, floor, step, target in rows
     ]
@@ -83,10 +86,13 @@ def _paint(decoder: Decoder, canvas: tuple[int, int], count: int) -> float:
     return _milliseconds(lambda: paint_tokens(decoder, mask_tokens, Chance())) / mask_tokens.numel()
 
 
-def _floor(decoder: Decoder, rounds: int = 9) -> float:
-    """Median of one token through the linear layers, one after another."""
+def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:
+    """Median milliseconds of one token through the linear layers alone, and of a cached step mid-painting, in turns."""
     widths = (decoder.config.width, 4 * decoder.config.width)
-    x, wide = (torch.randn(1, n, dtype=decoder.dtype) for n in widths)
+    x, wide = (torch.randn(batch, 1, n, dtype=decoder.dtype) for n in widths)
+    session = decoder.session(batch)
+    session.cache.zero_()
+    tokens = torch.randint(decoder.config.vocab_size, (batch, 1))
 
     def layers() -> Tensor:
         for block in decoder.blocks:
@@ -96,20 +102,12 @@ def _floor(decoder: Decoder, rounds: int = 9) -> float:
             block.down(wide)
         return decoder.head(x)
 
-    return median(_milliseconds(layers) for _ in range(rounds))
-
-
-def _step(decoder: Decoder, batch: int, rounds: int = 9) -> float:
-    """Median of one cached step in the middle of a painting."""
-    session = decoder.session(batch)
-    session.cache.zero_()
-    tokens = torch.randint(decoder.config.vocab_size, (batch, 1))
-
     def step() -> Tensor:
         session.seen = 384
         return session.feed(tokens)
 
-    return median(_milliseconds(step) for _ in range(rounds))
+    times = side_by_side({"floor": layers, "step": step}, ROUNDS)
+    return times["floor"], times["step"]
 
 
 @dataclass

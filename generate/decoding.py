@@ -12,9 +12,8 @@ from generate.gpt import GPT, Block
 from generate.projection import Precision, activations, kept, projection
 from generate.window import Again
 
-KEPT_BYTES = (
-    4 << 30
-)  # of keys and values; with the seed document's transformer in float32 a window has 100 MB
+# Of keys and values; with the seed document's transformer in float32 a window has 100 MB.
+KEPT_BYTES = 3 << 30
 
 
 class Decoder:

@@ -14,6 +14,10 @@ from torch import Tensor
 from generate.decoding import Decoder, KeptSessions, Session
 from generate.window import Task, block_waves, exact_waves
 
+# Windows that share a step: up to here a step costs little more than for one, and memory must not grow with the
+# canvas (a window of the seed document's transformer keeps 100 MB in float32).
+SEQUENCES = 16
+
 
 @dataclass(frozen=True)
 class Chance:
@@ -164,9 +168,10 @@ class _Canvas:
         groups: dict[tuple[int, ...], list[Task]] = defaultdict(list)
         for task in wave:
             groups[self._missing(task)].append(task)
+        most = max(1, SEQUENCES // (len(self.conditions) * len(self.tokens)))
         for places, tasks in groups.items():
-            if places:
-                yield from self._paint_group(places, tasks)
+            for first in range(0, len(tasks) if places else 0, most):
+                yield from self._paint_group(places, tasks[first : first + most])
 
     def _missing(self, task: Task) -> tuple[int, ...]:
         """The task's places that are not given."""

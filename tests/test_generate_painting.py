@@ -9,7 +9,7 @@ from golden_models import GRIDS, transformer, vector
 from torch import Tensor
 
 from generate import painting
-from generate.decoding import Decoder, KeptSessions
+from generate.decoding import Decoder, KeptSessions, Session
 from generate.gpt import GPT
 from generate.painting import Chance, paint_tokens
 from generate.projection import Precision, projection
@@ -146,6 +146,27 @@ def test_what_is_kept_changes_no_token_and_stays_in_its_memory(
     one = decoder.session(1).bytes
     monkeypatch.setattr(painting, "KeptSessions", lambda: KeptSessions(limit * one))
     assert torch.equal(paint_tokens(decoder, mask_tokens, chance).tokens, usual)
+
+
+@pytest.mark.parametrize("stride", [1, 8])
+@pytest.mark.parametrize("sequences", [1, 4])
+def test_windows_that_share_a_step_are_few_and_change_no_token(
+    stride: int, sequences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, chance = Decoder(transformer()), Chance(temperature=1.0, top_k=20, seed=3)
+    mask_tokens = torch.randint(64, (2, 18, 33), generator=torch.Generator().manual_seed(1))
+    usual = paint_tokens(decoder, mask_tokens, chance, stride).tokens
+    asked = []
+    begin = decoder.session
+
+    def session(batch: int) -> Session:
+        asked.append(batch)
+        return begin(batch)
+
+    monkeypatch.setattr(decoder, "session", session)
+    monkeypatch.setattr(painting, "SEQUENCES", sequences)
+    assert torch.equal(paint_tokens(decoder, mask_tokens, chance, stride).tokens, usual)
+    assert max(asked) <= max(sequences, 2)
 
 
 def test_sessions_asked_soon_are_kept_before_those_asked_later() -> None:
