@@ -2,7 +2,7 @@
 
 Milliseconds a token of one painting, tokens only, without encoding and decoding. The naive loop runs the whole
 511-token forward in float32 for every token; each of its tokens costs the same, so three are timed before ours and
-three after, and their median is taken. Canvases of 256 x 256 are painted whole. For 512 x 768 every call that the
+three after, for each precision, and their median is taken. Canvases of 256 x 256 are painted whole. For 512 x 768 every call that the
 painter makes of the transformer is listed first, and up to 4 calls of each kind are timed and stand for the others
 of their kind: the naive loop would take 37 minutes there. `floor` is one step's linear layers alone, in the same run:
 the time to read every weight once.
@@ -10,16 +10,20 @@ the time to read every weight once.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from annotate.files import read_json, write_json
+from annotate.progress import note
 from bench.timing import side_by_side
 from generate.config import SEED_TRANSFORMER, GPTConfig
 from generate.decoding import Decoder, Session
@@ -39,25 +43,45 @@ WORK: tuple[tuple[str, tuple[int, int], int, int, Precision, float], ...] = (
     ("512 x 768, blocks", (32, 48), 1, 8, "bfloat16", 45),
     ("512 x 768, blocks", (32, 48), 1, 8, "int8", 70),
 )
+# The whole takes some minutes: BENCH_SAMPLE names a folder for what is done, BENCH_ONLY some precisions.
+FOLDER = Path(os.environ["BENCH_SAMPLE"]) if "BENCH_SAMPLE" in os.environ else None
+ONLY = os.environ.get("BENCH_ONLY", "float32 bfloat16 int8").split()
 TIMED = 4  # calls of a kind, at most
 ROUNDS = 4  # of three calls each
 KIND = 64  # tokens: calls whose numbers of tokens, seen and new, round to the same are of one kind
 
 
 def run() -> list[dict[str, object]]:
-    """One row for each work."""
+    """One row for each work; those of one precision are kept together, so that a killed run goes on after them."""
+    rows: list[dict[str, object]] = []
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+    for precision in precisions:
+        if precision not in ONLY:
+            continue
+        kept = FOLDER / f"{precision}.json" if FOLDER else None
+        if kept and kept.exists():
+            rows += read_json(kept)
+            continue
+        found = _rows(precision)
+        rows += found
+        if kept:
+            write_json(kept, found)
+    return rows
+
+
+def _rows(precision: Precision) -> list[dict[str, object]]:
     torch.manual_seed(0)
     model = GPT(SEED_TRANSFORMER).eval()
-    rows, decoders = [], dict[Precision, Decoder]()
+    decoder = Decoder(model, precision)
+    rows = []
     with torch.inference_mode():
         naive = [_naive(model) for _ in range(3)]
-        for what, canvas, count, stride, precision, target in sorted(WORK, key=lambda one: one[4]):
-            if precision not in decoders:
-                decoders = {precision: Decoder(model, precision)}
-            decoder = decoders[precision]
+        for what, canvas, count, stride, _, target in (one for one in WORK if one[4] == precision):
             whole = canvas == (16, 16)
-            spent = _paint(decoder, canvas, count) if whole else _replay(decoder, canvas, stride)
-            rows.append((what, precision, spent, *floor_and_step(decoder, count), target))
+            ours = _paint(decoder, canvas, count) if whole else _replay(decoder, canvas, stride)
+            floor, step = floor_and_step(decoder, count)
+            note(f"{what}, {precision}: {ours:.1f} ms a token, step {step:.1f}, floor {floor:.1f}")
+            rows.append((what, ours, floor, step, target))
         naive += [_naive(model) for _ in range(3)]
     theirs = median(naive)
     return [
@@ -72,7 +96,7 @@ def run() -> list[dict[str, object]]:
             "floor, ms": floor,
             "step / floor": step / floor,
         }
-        for what, precision, ours, floor, step, target in rows
+        for what, ours, floor, step, target in rows
     ]
 
 
