@@ -87,8 +87,9 @@ def judge(decoder: Decoder, mask_tokens: Tensor, tokens: Tensor, places: list[tu
     found = []
     with torch.inference_mode():
         for place, windows in groups.items():
-            for batch in torch.cat(windows).split(TOGETHER):
-                end = side * side + place
+            together, end = torch.cat(windows), side * side + place
+            for first in range(0, len(together), TOGETHER):
+                batch = together[first : first + TOGETHER]
                 logits = decoder.session(len(batch)).feed(batch[:, :end])
                 found.append(logits.log_softmax(1).gather(1, batch[:, end : end + 1])[:, 0])
     return torch.cat(found)
