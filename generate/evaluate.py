@@ -226,7 +226,7 @@ def _codebook(tokens: Sequence[Tokens], row: int, size: int) -> CodebookFigures:
 
 def _likelihood(models: Models, tokens: Sequence[Tokens], side: int) -> Likelihood:
     windows = even_windows(
-        [torch.cat([one.views[0], one.opened[0][1:]]) for one in tokens], side
+        [torch.cat([one.views[0], one.opened[0][1:2]]) for one in tokens], side
     )  # (N, 3, n)
     asked, drawn, blank = windows.unbind(1)
     nats = [nats_a_token(models.transformer, mask, drawn) for mask in (asked, blank)]

@@ -25,7 +25,8 @@ CHECKED = 64  # windows of the held-out paintings that measure the likelihood
 class Tokens:
     """One painting, cut to tokens in several shifts: each view a (2, h, w) int64 of mask and painting tokens.
 
-    `opened` has another (2, h, w) of mask tokens for each view: with a part unlabelled, and with all of it.
+    `opened` has a (3, h, w) for each shift: mask tokens with a part unlabelled, those of a mask that says nothing,
+    and the painting's.
     """
 
     key: str
@@ -60,11 +61,11 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         chance = np.random.default_rng((self.seed, 3, n))
         painting = self.paintings[int(order[place])]
         number = int(chance.integers(len(painting.views)))
-        view = painting.views[number]
+        view = painting.views[number]  # (2, h, w)
         drawn = float(np.random.default_rng((self.seed, 7, n)).random())
         if drawn < self.open_part + self.open_all:
-            mask = painting.opened[number][0 if drawn < self.open_part else 1]
-            view = torch.stack([mask, view[1]])
+            part, nothing, drawn_there = painting.opened[number % len(painting.opened)]
+            view = torch.stack([part if drawn < self.open_part else nothing, drawn_there])
         return window(view, self.side, chance)
 
 
@@ -95,7 +96,7 @@ def cut_to_tokens(
 
     Each painting is cut as a whole, as a mask is when it is painted from, in `config.views` shifts of less than a
     token; the first is unshifted. With `config.flip` each shift is also mirrored. Where the config opens masks, each
-    view also gets the tokens of its mask with a random part unlabelled, and of one that says nothing.
+    shift also gets the tokens of its mask with a random part unlabelled, and of one that says nothing.
     """
     where = choose_device(device)
     painting_codes.to(where), mask_codes.to(where)
@@ -121,13 +122,13 @@ def cut_to_tokens(
                     drawn = painting_codes.encode(x).indices[0]  # (h, w)
                     asked = mask_codes.encode_mask(both[1].long()[None].to(where)).indices[0]  # (h, w)
                     views.append(torch.stack([asked, drawn]).cpu().clone())
-                    if opens:
+                    if opens and not mirrored:
                         part = torch.from_numpy(open_part(both[1].numpy(), chance))
                         some = mask_codes.encode_mask(part.long()[None].to(where)).indices[0]
                         size = (some.shape[0], some.shape[1])
                         if size not in blank:
                             blank[size] = unconditional_tokens(mask_codes, size)[0]
-                        opened.append(torch.stack([some, blank[size]]).cpu().clone())
+                        opened.append(torch.stack([some, blank[size], drawn]).cpu().clone())
                 advance()
             cut.append(Tokens(painting.key, tuple(views), tuple(opened)))
     return cut

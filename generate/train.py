@@ -116,10 +116,11 @@ class Stage(L.LightningModule):
         if self._micro:
             return
         rate = self.learning_rate(self.done)
-        norm = nn.utils.clip_grad_norm_(
-            [one for group in optimizer.param_groups for one in group["params"]],
-            self.config.clip or math.inf,
-        )
+        gradients = [one for group in optimizer.param_groups for one in group["params"]]
+        if self.config.clip:
+            norm = nn.utils.clip_grad_norm_(gradients, self.config.clip)
+        else:  # clipping at infinity would write every gradient again
+            norm = nn.utils.get_total_norm([one.grad for one in gradients if one.grad is not None])
         if not math.isfinite(float(norm)):
             raise DivergedError(f"the gradient is {norm} at step {self.done + 1} of {self.config.steps}")
         for group in optimizer.param_groups:

@@ -54,7 +54,8 @@ def test_some_crops_are_opened_and_the_same_ones_every_time(tmp_path: Path) -> N
 
 
 def test_windows_show_the_painting_under_an_open_mask_in_the_shares_asked_for() -> None:
-    view, opened = torch.randint(16, (2, 6, 9)), torch.stack([torch.full((6, 9), 20), torch.full((6, 9), 21)])
+    view = torch.randint(16, (2, 6, 9))
+    opened = torch.stack([torch.full((6, 9), 20), torch.full((6, 9), 21), view[1]])
     painting = Tokens("one", (view,), (opened,))
     plain, open_ = Windows([painting], 4, 0), Windows([painting], 4, 0, open_part=0.3, open_all=0.2)
     kinds = []
