@@ -12,12 +12,10 @@ import numpy as np
 
 from annotate.config import PullConfig, PushConfig
 from annotate.errors import UserError
-from annotate.masks import Encoding, read_mask, unshift, write_mask
 from annotate.progress import note
 from annotate.workspace import Workspace
 from demo.config import DemoConfig
 from demo.figures import STEPS
-from generate.compose import MADE_OF
 
 STAND_IN = (
     "The annotator was a stand-in: a program that posts the true regions as brush strokes and polygons "
@@ -229,30 +227,23 @@ def _sample(workspace: Workspace, config: DemoConfig, device: str) -> Mapping[st
 
 
 def compositions(workspace: Workspace) -> list[str]:
-    """Four masks to paint from: two paintings' own, one mirrored, and one of two paintings' halves.
+    """Four masks to paint from: two paintings' own, one on a larger canvas, and one of two paintings' halves.
 
     The paintings are held-out ones, which the transformer has not learnt from.
     """
+    from generate.compose import compose_enlarged, compose_mixed
+    from generate.compose_config import EnlargeConfig, MixConfig
     from generate.data import held_out_keys
 
     shifted = workspace.keys_with_mask("shifted")
     held_out = held_out_keys(workspace)
     first, second = sorted(shifted, key=lambda key: (key not in held_out, key))[:2]
-    a, b = (unshift(read_mask(workspace.mask("shifted", key), Encoding.SHIFTED)) for key in (first, second))
-    height, half = min(a.shape[0], b.shape[0]), min(a.shape[1], b.shape[1]) // 2
-    made = {
-        "mirrored": (a[:, ::-1], f"the mask of {first}, mirrored"),
-        "mixed": (
-            np.concatenate([a[-height:, :half], b[-height:, -half:]], 1),
-            f"the left of {first}, the right of {second}",
-        ),
-    }
-    paths = []
-    for name, (ids, text) in made.items():
-        path = workspace.composition(name)
-        write_mask(path, np.ascontiguousarray(ids), Encoding.RAW, {MADE_OF: text})
-        paths.append(str(path))
-    return [first, second, *paths]
+    wide = EnlargeConfig(by=1.25, name="enlarged")
+    made = [
+        compose_enlarged(workspace, first, wide),
+        compose_mixed(workspace, first, second, MixConfig(name="mixed")),
+    ]
+    return [first, second, *(one.path for one in made)]
 
 
 def _draw_flow(workspace: Workspace) -> None:
