@@ -30,7 +30,7 @@ class Inference(nn.Module):
         assert isinstance(own.classifier, nn.Module)
         fold(own)
         self.backbone, self.classifier = own.backbone, own.classifier
-        self.to(memory_format=torch.channels_last)
+        self.eval().to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised pixels to logits `out` (B, K, H, W), float32."""

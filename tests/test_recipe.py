@@ -264,7 +264,15 @@ def test_ctrl_c_leaves_the_canvas_so_far(workspace: Workspace, tmp_path: Path) -
         str(tmp_path),
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it puts in the background deaf to SIGINT, and these tests may be such.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     preview = tmp_path / "p0-seed1-00-preview.png"
     patience = time.monotonic() + 240
     while not preview.exists() and time.monotonic() < patience:

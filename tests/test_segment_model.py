@@ -126,7 +126,7 @@ def test_saved_and_loaded(net: nn.Module, tmp_path: Path) -> None:
     found = load(workspace, CPU)
     image = torch.rand(1, 3, 40, 56)
     with torch.inference_mode():
-        assert torch.equal(found.net(image)["out"], net(image)["out"])
+        assert torch.equal(found.net(image)["out"], Inference(net)(image)["out"])
     assert found.classes == ClassTable()
     assert not found.net.training
     assert (workspace.model("deeplab") / "config.json").exists()
