@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from annotate.files import write_whole
-from annotate.studio import Annotation, Filter, Prediction, Studio, Task
+from annotate.studio import Studio
+from annotate.tasks import Annotation, Filter, Prediction, Task
 from annotate.workspace import Workspace
 
 _OVERLAP = timedelta(minutes=2)  # a change may be seen later than its time says

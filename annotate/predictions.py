@@ -20,7 +20,8 @@ from annotate.masks import MEAN_CONFIDENCE, Encoding, mask_digest, mask_texts, r
 from annotate.paintings import Painting
 from annotate.progress import progress
 from annotate.regions import class_map_regions
-from annotate.studio import MODEL, Guess, Studio, Task
+from annotate.studio import MODEL, Studio
+from annotate.tasks import Guess, Task
 from annotate.workspace import Workspace
 
 Form = Literal["brush", "polygon"]

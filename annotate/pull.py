@@ -22,7 +22,8 @@ from annotate.masks import Encoding, mask_texts, write_mask
 from annotate.paintings import Painting, read_index, write_index
 from annotate.progress import progress
 from annotate.regions import class_map
-from annotate.studio import Annotation, Studio, Task, connect
+from annotate.studio import Studio, connect
+from annotate.tasks import Annotation, Task
 from annotate.workspace import Workspace
 
 SOURCE = "annotation"  # text chunk of a pulled mask: what it was made from

@@ -24,7 +24,8 @@ from annotate.predictions import AttachResult, attach
 from annotate.progress import note, progress
 from annotate.selection import draw_random, draw_spread, listed, share
 from annotate.server import Login
-from annotate.studio import Studio, Task, Upload, connect
+from annotate.studio import Studio, connect
+from annotate.tasks import Task, Upload
 from annotate.workspace import Workspace
 
 BATCH_FILES = 50  # the server takes 100 at most

@@ -17,7 +17,8 @@ from annotate.paintings import Shown, browser_bytes, load_painting, read_index
 from annotate.pull import gather
 from annotate.regions import class_map, class_map_regions
 from annotate.server import Login
-from annotate.studio import Studio, Task, Upload, connect
+from annotate.studio import Studio, connect
+from annotate.tasks import Task, Upload
 from annotate.workspace import Workspace
 from generate.compose import Composed, read_composition, write_composition
 from generate.compose_config import EditConfig

@@ -8,6 +8,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from annotate.workspace import Workspace
+from generate.checkpoint import save_model
 from generate.config import GPTConfig, VQGANConfig
 from generate.gpt import GPT
 from generate.vqgan import VQGAN
@@ -64,3 +66,13 @@ def transformer() -> GPT:
     model = GPT(GPT_SIZES)
     model.load_state_dict(weights("transformer."))
     return model.eval()
+
+
+def save_models(workspace: Workspace) -> None:
+    """Give a workspace the three reference models, as if it had trained them."""
+    for name, model in (
+        ("painting-codes", painting_codes()),
+        ("mask-codes", mask_codes()),
+        ("transformer", transformer()),
+    ):
+        save_model(workspace.model(name), model, {})

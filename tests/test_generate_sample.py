@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from golden_models import mask_codes, painting_codes, transformer
+from golden_models import mask_codes, painting_codes, save_models
 from PIL import Image
 
 from annotate.masks import Encoding, shift, write_mask
@@ -22,12 +22,7 @@ from generate.gpt import GPT
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(tmp_path_factory.mktemp("painter"))
-    for name, model in (
-        ("painting-codes", painting_codes()),
-        ("mask-codes", mask_codes()),
-        ("transformer", transformer()),
-    ):
-        save_model(made.model(name), model, {})
+    save_models(made)
     write_mask(made.mask("shifted", "sub/one"), shift(composition(260, 330)), Encoding.SHIFTED)
     return made
 

@@ -25,7 +25,8 @@ from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask
 from annotate.paintings import Painting, write_index
 from annotate.regions import class_map, class_map_regions
-from annotate.studio import Studio, Upload, connect
+from annotate.studio import Studio, connect
+from annotate.tasks import Upload
 from annotate.workspace import Workspace
 from bench.timing import run_tool
 

@@ -13,7 +13,8 @@ from annotate.config import PullConfig, PushConfig
 from annotate.listing import list_tasks
 from annotate.pull import Outcome, pull
 from annotate.push import push
-from annotate.studio import Studio, Task, connect
+from annotate.studio import Studio, connect
+from annotate.tasks import Task
 from annotate.workspace import Workspace
 
 pytestmark = pytest.mark.server

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from golden_models import mask_codes, painting_codes, transformer
+from golden_models import painting_codes, save_models
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,7 +24,6 @@ from annotate.masks import Encoding, shift, write_mask
 from annotate.paintings import scan, write_index
 from annotate.workspace import Workspace
 from cli import main
-from generate.checkpoint import save_model
 from generate.data import to_image
 from generate.inpainting import FEATHER, Repaint
 from generate.recipe import digest, free_path, pack, read_recipe, unpack
@@ -39,12 +38,7 @@ ROOT = Path(__file__).parents[1]
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Models, and two paintings with masks that share a horizon."""
     made = Workspace(tmp_path_factory.mktemp("painter"))
-    for name, model in (
-        ("painting-codes", painting_codes()),
-        ("mask-codes", mask_codes()),
-        ("transformer", transformer()),
-    ):
-        save_model(made.model(name), model, {})
+    save_models(made)
     random = np.random.default_rng(5)
     (made.root / "paintings").mkdir()
     for number in range(2):
