@@ -95,8 +95,8 @@ def benchmark_tokens() -> list[Any]:
 
     workspace, config = base(), SHORT_TRANSFORMER
     painting, mask = (load_vqgan(workspace.model(f"{name}-codes"), "")[0] for name in ("painting", "mask"))
-    pictures = {one.key: one for one in load_pictures(workspace, config.smallest_side, 64)}
-    masks = load_masks(workspace, config.smallest_side, 64, mask.config.in_channels)
+    pictures = {one.key: one for one in load_pictures(workspace, config.smallest_side, config.crop)}
+    masks = load_masks(workspace, config.smallest_side, config.crop, mask.config.in_channels)
     return cut_to_tokens([(pictures[one.key], one) for one in masks], painting, mask, config, "cpu")
 
 

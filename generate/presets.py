@@ -229,17 +229,20 @@ _SEED_CODES: dict[str, Any] = {
     "beta2": 0.9,
 }
 
+# `small` has 8 pixels a token. With 4 a window sees 64 pixels and the tokens are mostly texture: paintings from some
+# codebooks followed their masks, those from others drowned in one colour (a codebook's seed decided it); with 8 they
+# followed with every seed that was tried, and a painting has a quarter of the tokens.
+_SMALL_CODES: dict[str, Any] = {
+    "batch": 4,
+    "lr": 1e-3,
+    "crop": 128,
+    "channel_multipliers": "1,2,2,2",
+    "codebook_size": 128,
+    "revive_every": 25,
+}
+
 PAINTING_CODES = {
-    "small": PaintingCodesSettings(
-        steps=1000,
-        batch=8,
-        lr=1e-3,
-        crop=64,
-        codebook_size=128,
-        start_codebook=350,
-        revive_every=25,
-        save_every=250,
-    ),
+    "small": PaintingCodesSettings(steps=600, start_codebook=250, save_every=200, **_SMALL_CODES),
     "seed": PaintingCodesSettings(
         steps=1_000_000,
         detail=0.0,
@@ -250,16 +253,7 @@ PAINTING_CODES = {
 }
 MASK_CODES = {
     "small": MaskCodesSettings(
-        steps=300,
-        batch=8,
-        lr=1e-3,
-        crop=64,
-        codebook_size=128,
-        loss="pixel",
-        open_part=0.2,
-        start_codebook=100,
-        revive_every=25,
-        save_every=150,
+        steps=300, start_codebook=100, save_every=150, loss="pixel", open_part=0.2, **_SMALL_CODES
     ),
     "seed": MaskCodesSettings(steps=100_000, open_part=0.2, **_SEED_CODES),
 }
@@ -269,7 +263,7 @@ TRANSFORMER = {
         batch=8,
         lr=1e-3,
         warmup=30,
-        crop=64,
+        crop=128,
         save_every=75,
         grid_every=225,
         patience=4,
