@@ -1,7 +1,7 @@
 """Block mode and the lower precisions against exact mode in float32: is the painting as likely, does a seam show?
 
 The models are those of a workspace that `tool demo` has trained on its painter's scenes (preset `small`); the
-environment variable BENCH_WORKSPACE names it. The masks of four scenes, cut to 32 x 48 tokens, are painted twice in
+environment variable BENCH_WORKSPACE names it. The masks of four scenes, cut to 28 x 36 tokens, are painted twice in
 either mode with the same noise. `log-likelihood` is the mean over all tokens in nats, each token judged in the window
 that the reference would use for it: exact mode sums its own, block mode's canvas is judged afterwards by the same
 rule. The standard error takes the tokens as independent.
@@ -33,7 +33,7 @@ from generate.tiles import decode_tiled
 from generate.window import local
 
 SCENES, TWICE = 4, 2
-CANVAS = (32, 48)  # tokens
+CANVAS = (28, 36)  # tokens
 TOGETHER = 32  # windows judged in one batch
 PLACES = 64  # of each canvas, to compare precisions at
 CPU = torch.device("cpu")

@@ -106,7 +106,7 @@ def _naive(model: GPT) -> float:
 
 
 def _paint(decoder: Decoder, canvas: tuple[int, int], count: int) -> float:
-    mask_tokens = torch.randint(decoder.config.vocab_size, (count, *canvas))
+    mask_tokens = torch.randint(decoder.config.vocab_size, (1, *canvas)).expand(count, -1, -1)
     return _milliseconds(lambda: paint_tokens(decoder, mask_tokens, Chance())) / mask_tokens.numel()
 
 

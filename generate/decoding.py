@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from generate.attention import attend, attend_after
 from generate.gpt import GPT, Block
 from generate.projection import Precision, activations, kept, projection
 from generate.window import Again
@@ -46,26 +47,55 @@ class Session:
     def __init__(self, decoder: Decoder, batch: int) -> None:
         self.decoder = decoder
         self.seen = 0
-        c = decoder.config
-        shape = (c.layers, 2, batch, c.heads, c.block_size, c.width // c.heads)
-        self.cache = torch.empty(shape, dtype=decoder.kept, device=decoder.device)
+        self.batch = batch
+        self.prefix = self._room(0, 0)  # of what several sequences have in common
+        self.cache = self._room(batch, decoder.config.block_size)
 
     @property
     def bytes(self) -> int:
         """Memory that the keys and values take when the sequences are full."""
-        return self.cache.numel() * self.cache.element_size()
+        return sum(one.numel() * one.element_size() for one in (self.prefix, self.cache))
+
+    def share(self, tokens: Tensor) -> Tensor:
+        """Begin with tokens that sequences have in common: they are computed, kept and read once for all of them.
+
+        Args:
+            tokens: (A, t), B a multiple of A: each row is the beginning of B / A sequences in a row.
+
+        Returns:
+            (B, V) float32 logits for the token that comes next.
+
+        Raises:
+            ValueError: the sequences have begun.
+        """
+        if self.seen:
+            raise ValueError("only the beginning of sequences can be shared")
+        rows, count = tokens.shape
+        self.prefix = self._room(rows, count)
+        self.cache = self._room(self.batch, self.decoder.config.block_size - count)
+        return self._run(tokens, self.prefix, None).repeat_interleave(self.batch // rows, 0)
 
     def feed(self, tokens: Tensor) -> Tensor:
         """Append tokens (B, t) and give the logits (B, V), float32, for the token that comes next."""
+        return self._run(tokens, self.cache, self.prefix if self.prefix.numel() else None)
+
+    def _run(self, tokens: Tensor, cache: Tensor, prefix: Tensor | None) -> Tensor:
         d = self.decoder
-        start, end = self.seen, self.seen + tokens.shape[1]
-        x = F.embedding(tokens, d.tokens) + d.positions[start:end]  # (B, t, C)
+        end = self.seen + tokens.shape[1]
+        x = F.embedding(tokens, d.tokens) + d.positions[self.seen : end]  # (B, t, C)
+        start = self.seen - (prefix.shape[4] if prefix is not None else 0)
         for number, block in enumerate(d.blocks):
-            last = number == len(d.blocks) - 1
-            x = block.forward(x, self.cache[number], start, only_last=last)
+            before = prefix[number] if prefix is not None else None
+            x = block.forward(x, cache[number], start, before, only_last=number == len(d.blocks) - 1)
         self.seen = end
         x = F.layer_norm(x[:, -1], (d.config.width,), *d.norm)
         return d.head(x).float()
+
+    def _room(self, batch: int, tokens: int) -> Tensor:
+        """(layers, 2, batch, heads, tokens, d), not filled."""
+        d, c = self.decoder, self.decoder.config
+        shape = (c.layers, 2, batch, c.heads, tokens, c.width // c.heads)
+        return torch.empty(shape, dtype=d.kept, device=d.device)
 
 
 class KeptSessions:
@@ -108,24 +138,23 @@ class _FusedBlock:
         self.down = projection(down.weight, down.bias, precision)
         self.norm1, self.norm2 = _norm_weights(block.ln1, dtype), _norm_weights(block.ln2, dtype)
 
-    def forward(self, x: Tensor, cache: Tensor, start: int, only_last: bool) -> Tensor:
-        """(B, t, C) -> the same; behind the last block only the last row is of use, so only it is computed."""
+    def forward(self, x: Tensor, cache: Tensor, start: int, before: Tensor | None, only_last: bool) -> Tensor:
+        """(B, t, C) -> the same; behind the last block only the last row is of use, so only it is computed.
+
+        Args:
+            cache: (2, B, heads, n, d) keys and values, of which `start` are there; those of x are added.
+            before: (2, A, heads, m, d), what stands before them and is shared, or None.
+        """
         batch, count, width = x.shape
         end = start + count
         h = F.layer_norm(x, (width,), *self.norm1)
-        q, k, v = self.qkv(h).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        cache[0, :, :, start:end], cache[1, :, :, start:end] = k, v
+        qkv = self.qkv(h).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, heads, t, d)
+        cache.narrow(3, start, count).copy_(qkv[1:])
+        q = qkv[0].to(cache.dtype)
         if only_last:
             q, x, count = q[:, :, -1:], x[:, -1:], 1
-        keys, values = cache[0, :, :, :end], cache[1, :, :, :end]  # (B, heads, end, d)
-        q = q.to(cache.dtype)
-        if count == 1:
-            y = F.scaled_dot_product_attention(q, keys, values)
-        elif start == 0:
-            y = F.scaled_dot_product_attention(q, keys, values, is_causal=True)
-        else:
-            seen = torch.ones(count, end, dtype=torch.bool, device=x.device).tril(start)
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+        keys, values = cache.narrow(3, 0, end).unbind(0)  # (B, heads, end, d)
+        y = attend(q, keys, values) if before is None else attend_after(before, q, keys, values)
         x = x + self.proj(y.transpose(1, 2).reshape(batch, count, width).to(x.dtype))
         h = F.layer_norm(x, (width,), *self.norm2)
         return x + self.down(F.gelu(self.up(h)))

@@ -42,6 +42,7 @@ class Live:
     _pending: int = 0  # and those that it has not
     _moved: float = 0.0
     _now: Sequence[tuple[Path, Mapping[str, Any]]] = ()  # path and recipe of those that are being painted
+    _part: slice = field(default_factory=lambda: slice(None))  # where theirs are among the canvases
     _tokens: Tensor | None = None  # (B, h, w) theirs, so far
     _painted: Tensor | None = None  # (h, w)
     _shown: int = 0  # tokens of a painting at the last preview
@@ -59,13 +60,19 @@ class Live:
         self._pending = 0
 
     @contextlib.contextmanager
-    def painting(self, now: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[None]:
+    def painting(
+        self, now: Sequence[tuple[Path, Mapping[str, Any]]], part: slice = slice(None)
+    ) -> Iterator[None]:
         """Paint these inside; Ctrl-C leaves the canvases so far.
+
+        Args:
+            now: path and recipe of each.
+            part: which of the canvases that `follow` sees are theirs.
 
         Raises:
             UserError: it was interrupted; the line names what was left.
         """
-        self._now, self._tokens, self._painted, self._shown = now, None, None, 0
+        self._now, self._part, self._tokens, self._painted, self._shown = now, part, None, None, 0
         try:
             yield
         except KeyboardInterrupt:
@@ -78,7 +85,7 @@ class Live:
     def follow(self, tokens: Tensor, painted: Tensor) -> None:
         """See the canvases so far; what is given are views that go on changing."""
         if self._tokens is None:
-            self._tokens, self._painted = tokens, painted
+            self._tokens, self._painted = tokens[self._part], painted
             self._shown = int(painted.sum())
         if self.every and (count := int(painted.sum())) - self._shown >= self.every and not painted.all():
             self._shown = count

@@ -18,6 +18,7 @@ from generate.recipe import PACKED, SETTINGS, digest, pack, read_recipe, unpack
 from generate.sample_config import SampleConfig
 
 Ids = NDArray[np.uint8]
+MOST_TOGETHER = 8  # paintings that share every step; more would take memory and save little time
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Order:
     numbers: tuple[int, ...]  # of the paintings, one each; they tell their noise apart
     repaint: Repaint | None = None
     models: dict[str, str] | None = None  # digests of the models that a recipe was painted with
+    together: tuple[int, ...] = ()  # numbers that a recipe's painting shared its steps with, itself included
 
     @property
     def stem(self) -> str:
@@ -84,11 +86,14 @@ def _order_of_recipe(path: Path, config: SampleConfig) -> Order:
             raise ValueError("its mask is another than it says")
         _check_settings(recipe)
         settled = replace(config, mask=str(recipe["mask_name"]), **{name: recipe[name] for name in SETTINGS})
-        numbers, models = (int(recipe["number"]),), {str(k): str(v) for k, v in recipe["models"].items()}
+        number, models = int(recipe["number"]), {str(k): str(v) for k, v in recipe["models"].items()}
+        together = tuple(int(one) for one in recipe["together"])
+        if number not in together or len(together) > MOST_TOGETHER:
+            raise ValueError(f"painted together with {recipe['together']}")
         repaint = repaint_of_recipe(recipe["from"]) if recipe.get("from") else None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a recipe that can be painted ({error})") from error
-    return Order(settled, str(recipe["mask_name"]), ids, numbers, repaint, models)
+    return Order(settled, str(recipe["mask_name"]), ids, (number,), repaint, models, together)
 
 
 def _check_alone(config: SampleConfig) -> None:

@@ -151,6 +151,7 @@ class _Canvas:
     ) -> None:
         self.decoder, self.chance, self.numbers, self.codes = decoder, chance, numbers, codes
         self.scale = guidance.scale if guidance else 1.0
+        self.alike = len(mask_tokens) > 1 and bool((mask_tokens == mask_tokens[:1]).all())
         self.conditions = [mask_tokens]  # (B, h, w) each; the second says nothing
         if guidance:
             self.conditions.append(guidance.unconditional.expand_as(mask_tokens))
@@ -184,6 +185,8 @@ class _Canvas:
         cells = self.side * self.side
         both = len(self.conditions)
         logits: Tensor | None = None
+        if self.alike and session.seen == 0:  # paintings of one mask
+            logits = session.share(torch.cat([self._windows(one[:1], tasks) for one in self.conditions]))
         for place in places:
             missing = cells + place - session.seen
             if missing:  # known tokens that lie between the last one drawn and this one

@@ -58,7 +58,9 @@ def unpack(text: str) -> Ids:
 
 
 def same(a: Mapping[str, Any] | None, b: Mapping[str, Any]) -> bool:
-    """Whether two recipes are of one painting. How a mask is packed may differ, its digest does not."""
+    """Whether two recipes are of one painting. How a mask is packed may differ, its digest does not; and what it
+    was painted together with changes no more than the last digits of the numbers.
+    """
     return a is not None and _deciding(a) == _deciding(b)
 
 
@@ -98,7 +100,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: has no recipe in it; give a painting that `tool generate sample` made")
     if not isinstance(found, dict):
         raise UserError(f"{path}: not a recipe")
-    wanted = {*SETTINGS, "number", "mask_name", "mask_sha256", "models", PACKED}
+    wanted = {*SETTINGS, "number", "together", "mask_name", "mask_sha256", "models", PACKED}
     missing = sorted(wanted - found.keys())
     if missing:
         raise UserError(f"{path}: a recipe without {', '.join(missing)}; it was made by an earlier version")
@@ -131,7 +133,7 @@ def free_path(folder: Path, stem: str, recipe: Mapping[str, Any]) -> Path:
 
 
 def _deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: value for name, value in recipe.items() if name != PACKED}
+    found = {name: value for name, value in recipe.items() if name not in (PACKED, "together")}
     if isinstance(found.get("from"), Mapping):
         found["from"] = {name: value for name, value in found["from"].items() if name not in ("path", PACKED)}
     return found

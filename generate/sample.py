@@ -23,7 +23,7 @@ from generate.conditioning import OPEN
 from generate.decoding import Decoder
 from generate.gpt import GPT
 from generate.live import Live
-from generate.order import Order, read_order
+from generate.order import MOST_TOGETHER, Order, read_order
 from generate.painting import Chance, Guidance, paint_tokens
 from generate.projection import Precision
 from generate.recipe import free_path, recipe_beside, write_painting
@@ -33,7 +33,6 @@ from generate.vqgan import VQGAN
 from segment.device import choose_device
 
 Ids = NDArray[np.uint8]
-TOGETHER = 8  # paintings that share every step; more would take memory (keys and values) and save little time
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,11 @@ def _lacks(config: SampleConfig, work: _Work) -> bool:
 def _paint(
     models: Models, order: Order, works: list[_Work], device: torch.device
 ) -> Iterator[tuple[int, int, float]]:
-    """Paint and write, some together: (number, tokens painted, log-likelihood) of each."""
+    """Paint and write, some together: (number, tokens painted, log-likelihood) of each.
+
+    How many share a step decides how a processor rounds, and in low precision that can tip a token. So a recipe names
+    them, and who paints it again paints them all.
+    """
     if not works:
         return
     config, codes = order.config, models.painting_codes
@@ -227,29 +230,36 @@ def _paint(
         return order.repaint.blend(picture) if order.repaint else picture
 
     todo = mask_tokens.numel() - (int(given.where.sum()) if given else 0)
-    together = TOGETHER if guidance is None else TOGETHER // 2
-    with progress(f"Painting {len(works)} x {todo} tokens", todo * len(works)) as bar:
+    most = MOST_TOGETHER if guidance is None else MOST_TOGETHER // 2
+    count = len(order.together or works)
+    with progress(f"Painting {count} x {todo} tokens", todo * count) as bar:
         under = order.repaint.painting if order.repaint else None
         live = Live(bar, config.preview, finish, codes.config.downsampling, under)
-        for start in range(0, len(works), together):
-            now = works[start : start + together]
-            with live.painting([(one.path, one.recipe) for one in now]):
+        for start in range(0, len(works), most):
+            now = works[start : start + most]
+            numbers = list(order.together) or [one.number for one in now]
+            first = numbers.index(now[0].number)
+            ours = slice(first, first + len(now))
+            recipes = [one.recipe | {"together": numbers} for one in now]
+            named = [(one.path, recipe) for one, recipe in zip(now, recipes, strict=True)]
+            with live.painting(named, ours):
                 painted = paint_tokens(
                     decoder,
-                    mask_tokens.expand(len(now), -1, -1).contiguous(),
+                    mask_tokens.expand(len(numbers), -1, -1).contiguous(),
                     chance,
                     stride,
-                    [one.number for one in now],
+                    numbers,
                     live.advance,
                     codes.config.codebook_size,
                     given,
                     guidance,
                     live.follow,
                 )
-            for one, tokens, likelihood in zip(
-                now, painted.tokens, painted.log_likelihood.tolist(), strict=True
+            likely = painted.log_likelihood[ours].tolist()
+            for one, recipe, tokens, likelihood in zip(
+                now, recipes, painted.tokens[ours], likely, strict=True
             ):
                 if config.save_tokens:
                     write_tokens(one.path.with_suffix(".npy"), tokens)
-                write_painting(one.path, finish(tokens), one.recipe)
+                write_painting(one.path, finish(tokens), recipe)
                 yield one.number, todo, likelihood

@@ -124,14 +124,31 @@ def test_precisions_stay_close(precision: Precision, off: float) -> None:
     assert (session.feed(tokens[:, 299:]) - exact).norm() < off * exact.norm()
 
 
-@pytest.mark.parametrize("size", [(1, 64), (5, 64), (2, 7, 64)])
-def test_int8_rows_do_not_see_each_other(size: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("precision", "off"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.02)])
+def test_a_shared_beginning_changes_nothing(precision: Precision, off: float) -> None:
+    decoder, random = Decoder(transformer(), precision), torch.Generator().manual_seed(0)
+    beginning = torch.randint(64, (2, 256), generator=random)  # each of three sequences
+    rest = [torch.randint(64, (6, count), generator=random) for count in (40, 1, 5)]
+    with torch.inference_mode():
+        shared, plain = decoder.session(6), decoder.session(6)
+        pairs = [(shared.share(beginning), plain.feed(beginning.repeat_interleave(3, 0)))]
+        pairs += [(shared.feed(tokens), plain.feed(tokens)) for tokens in rest]
+    for ours, usual in pairs:
+        assert (ours - usual).norm() < off * usual.norm()
+    assert shared.bytes < 0.7 * plain.bytes
+    with pytest.raises(ValueError, match="only the beginning"):
+        shared.share(beginning)
+
+
+@pytest.mark.parametrize("size", [(1, 64), (5, 64), (2, 7, 64), (2, 40, 64)])
+@pytest.mark.parametrize("outputs", [48, 192])
+def test_int8_rows_do_not_see_each_other(size: tuple[int, ...], outputs: int) -> None:
     torch.manual_seed(3)
-    layer, x = torch.nn.Linear(64, 48), torch.randn(*size) * torch.rand(*size[:-1], 1) * 100
+    layer, x = torch.nn.Linear(64, outputs), torch.randn(*size) * torch.rand(*size[:-1], 1) * 100
     eight = projection(layer.weight, layer.bias, "int8")
     with torch.inference_mode():
         together, exact = eight(x), layer(x)
-        for row, one in zip(x.reshape(-1, 64), together.reshape(-1, 48), strict=True):
+        for row, one in zip(x.reshape(-1, 64), together.reshape(-1, outputs), strict=True):
             assert torch.equal(eight(row[None])[0], one)
     assert (together - exact).norm() < 0.02 * exact.norm()
 

@@ -168,7 +168,7 @@ def test_more_paintings_than_go_together(
     words = ("--mask", "sub/one", "--size", "64x80", "--count", "3", "--json", "--save-tokens", "--out")
     grids = []
     for together in (8, 2):
-        monkeypatch.setattr("generate.sample.TOGETHER", together)
+        monkeypatch.setattr("generate.sample.MOST_TOGETHER", together)
         made = json.loads(sample(workspace, *words, str(tmp_path / str(together))).stdout)["samples"]
         grids.append([np.load(Path(one["path"]).with_suffix(".npy")) for one in made])
     assert np.array_equal(grids[0], grids[1])

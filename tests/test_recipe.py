@@ -70,13 +70,17 @@ def pixels(path: Path) -> Pixels:
         return np.asarray(image)
 
 
-def test_the_same_recipe_gives_the_same_painting(workspace: Workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_the_same_recipe_gives_the_same_painting(
+    workspace: Workspace, tmp_path: Path, precision: str
+) -> None:
     """From the PNG alone or the JSON alone, without the mask it was painted from."""
     mask = tmp_path / "mine.png"
     ids = np.full(SIZE, 148, np.uint8)
     ids[:40] = 168
     write_mask(mask, ids, Encoding.RAW)
-    words = ("--seed", "7", "--temperature", "1.3", "--top-k", "30", "--guidance", "1.5", "--count", "2")
+    words: tuple[str, ...] = ("--seed", "7", "--temperature", "1.3", "--top-k", "30", "--guidance", "1.5")
+    words = (*words, "--count", "2", "--precision", precision)
     first = painted(workspace, tmp_path / "a", "--mask", str(mask), *words)
     second = first.with_name("mine-seed7-01.png")
     mask.unlink()
@@ -108,6 +112,8 @@ def test_a_recipe_that_cannot_be_painted_is_one_line(workspace: Workspace, tmp_p
         (str(plain), "has no recipe in it"),
         (changed("old", mask_png=""), "a recipe without mask_png; it was made by an earlier version"),
         (changed("torn", mask_png="AAAA"), "a damaged mask"),
+        (changed("alone", together=[1, 2]), "painted together with [1, 2]"),
+        (changed("many", together=list(range(99))), "painted together with"),
         (changed("swapped", mask_sha256="0"), "its mask is another than it says"),
         (changed("other", models=other), "painted with another transformer (0123)"),
         (changed("words", seed="many"), "not a recipe that can be painted (seed 'many')"),

@@ -1,0 +1,71 @@
+"""Causal attention over kept keys and values, part of which many sequences may share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of the last t of n tokens, each to itself and all before it.
+
+    Args:
+        q: (B, heads, t, d).
+        keys, values: (B, heads, n, d).
+
+    Returns:
+        (B, heads, t, d)
+    """
+    count, end = q.shape[2], keys.shape[2]
+    if count == end and count > 1:
+        return F.scaled_dot_product_attention(q, keys, values, is_causal=True)
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=_seen(q, keys))
+
+
+def attend_after(prefix: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same where a prefix stands before the keys and values that sequences do not have in common.
+
+    The queries of all sequences with one prefix meet it in one matrix product, so it is read once; both parts are
+    joined by their logarithms of the sum of exponentials.
+
+    Args:
+        prefix: (2, A, heads, m, d) keys and values, each for B / A sequences in a row.
+        q: (B, heads, t, d).
+        keys, values: (B, heads, n, d).
+
+    Returns:
+        (B, heads, t, d)
+
+    Source: Juravsky et al. 2024 (Hydragen), section 3.
+    """
+    rows, count = prefix.shape[1], q.shape[2]
+    together = q.view(rows, -1, *q.shape[1:]).transpose(1, 2).flatten(2, 3)  # (A, heads, B / A t, d)
+    y, total = _with_sum(together, prefix[0], prefix[1], None)
+    y = y.view(*y.shape[:2], -1, count, y.shape[-1]).transpose(1, 2).flatten(0, 1)  # (B, heads, t, d)
+    total = total.view(*total.shape[:2], -1, count).transpose(1, 2).flatten(0, 1)
+    own, own_sum = _with_sum(q, keys, values, _seen(q, keys))
+    share = torch.sigmoid(total - own_sum)[..., None]
+    return torch.lerp(own.float(), y.float(), share).to(q.dtype)
+
+
+def _seen(q: Tensor, keys: Tensor) -> Tensor | None:
+    """(t, n) bool: what each of the last t of n tokens sees; None where that is everything."""
+    count, end = q.shape[2], keys.shape[2]
+    if count == 1:
+        return None
+    return torch.ones(count, end, dtype=torch.bool, device=q.device).tril(end - count)
+
+
+def _with_sum(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention (B, heads, t, d), and the logarithm of the sum of exponentials (B, heads, t) in float32."""
+    if q.device.type == "cpu":
+        bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        y, total = flash(q, keys, values, attn_mask=bias)
+        return y, total
+    scores = (q @ keys.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    total = scores.logsumexp(-1)
+    return (scores - total[..., None]).exp().to(values.dtype) @ values, total
