@@ -28,6 +28,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as T
 
 from annotate.classes import UNLABELLED, ClassTable, PaintingClass
+from annotate.files import read_json, write_json
 from annotate.paintings import THUMBNAIL
 from annotate.selection import draw_random, draw_spread, share
 from demo.painter import paint
@@ -39,6 +40,7 @@ from segment.train import fit
 SCENES, SEEDS, FRACTION = 120, (0, 1, 2), 0.25
 STEPS = 160
 SIDE = 256  # smaller side of what the network sees
+DONE = Path(tempfile.gettempdir()) / "selection"
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "cocostuff"
 
 
@@ -64,7 +66,7 @@ def run() -> list[dict[str, object]]:
         collections.append((photographs(), ("spread", "random", "first")))
     for collection, strategies in collections:
         for strategy in strategies:
-            found = [measure(collection, STRATEGIES[strategy](collection, seed), seed) for seed in SEEDS]
+            found = [_kept(collection, strategy, seed) for seed in SEEDS]
             rows.append(
                 {
                     "collection": collection.name,
@@ -75,6 +77,14 @@ def run() -> list[dict[str, object]]:
             )
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
+
+
+def _kept(collection: Collection, strategy: str, seed: int) -> float:
+    """`measure`, once: what is done stays in `DONE`, so that a run that was cut short goes on."""
+    path = DONE / f"{collection.name}-{strategy}-{seed}.json"
+    if not path.exists():
+        write_json(path, measure(collection, STRATEGIES[strategy](collection, seed), seed))
+    return float(read_json(path))
 
 
 def _spread(collection: Collection, seed: int) -> set[str]:
