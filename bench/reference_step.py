@@ -84,6 +84,8 @@ def painting_step(
         return torch.as_tensor(far)
 
     def step() -> None:
+        # Lightning lets only the weights of the optimizer at hand ask for gradients
+        net.requires_grad_(True), judge.requires_grad_(False)
         with autocast():
             y, codebook, _ = net(x)
             distance = (x - y).abs().mean() + lpips(x, y)
@@ -95,6 +97,7 @@ def painting_step(
         first.zero_grad()
         torch.autograd.backward(loss)
         first.step()
+        net.requires_grad_(False), judge.requires_grad_(True)
         with autocast():
             y, codebook, _ = net(x)  # once more: each optimizer has a training_step of its own
             real, fake = judge(x.detach()), judge(y.detach())

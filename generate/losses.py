@@ -92,12 +92,13 @@ def next_token_loss(logits: Tensor, painting_tokens: Tensor) -> Tensor:
     """Cross-entropy of the painting tokens given the mask tokens and the painting tokens before them.
 
     Args:
-        logits: (B, 2 n - 1, V) for the sequence of n mask tokens and the first n - 1 painting tokens.
+        logits: (B, n, V) or more; the last n rows predict the painting tokens, as those of the sequence of n mask
+            tokens and the first n - 1 painting tokens do.
         painting_tokens: (B, n).
 
     Returns:
         mean over tokens, in nats.
     """
     count = painting_tokens.shape[1]
-    predicted = logits[:, -count:]  # position n - 1 + i predicts painting token i
+    predicted = logits[:, -count:]  # in the sequence, position n - 1 + i predicts painting token i
     return F.cross_entropy(predicted.flatten(0, 1).float(), painting_tokens.flatten())

@@ -81,14 +81,32 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size, nearest, then a convolution."""
+    """Twice the size, nearest, then a 3 x 3 convolution; computed without the enlarged copy, at 4 / 9 of the work.
+
+    Of the three rows that a row of the output sees, two are copies of one row of the input, above or below. So each of
+    the four outputs of an input's place is a 2 x 2 convolution, with sums of the kernel's rows and columns.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+        (b, c, h, w), weight = x.shape, self.conv.weight  # (C, C, 3, 3)
+        rows = [torch.stack([a, b + c], 2) for a, b, c in [weight.unbind(2)]]
+        rows += [torch.stack([a + b, c], 2) for a, b, c in [weight.unbind(2)]]  # even outputs, odd ones
+        kernels = []
+        for half in rows:  # (C, C, 2, 3)
+            one, two, three = half.unbind(3)
+            kernels += [torch.stack([one, two + three], 3), torch.stack([one + two, three], 3)]
+        bias = None if self.conv.bias is None else self.conv.bias.repeat(4)
+        four = F.conv2d(x, torch.cat(kernels), bias, padding=1)  # (B, 4 C, h + 1, w + 1)
+        four = four.view(b, 2, 2, c, h + 1, w + 1)
+        out = [
+            torch.stack([four[:, i, j, :, i : i + h, j : j + w] for j in (0, 1)], -1)  # (B, C, h, w, 2)
+            for i in (0, 1)
+        ]
+        return torch.stack(out, 3).view(b, c, 2 * h, 2 * w)
 
 
 class _Level(nn.Module):

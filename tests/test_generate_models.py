@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from golden_models import GRIDS, mask_codes, painting_codes, transformer, vector
 
 from generate.config import SEED_MASK_CODES, SEED_PAINTING_CODES, SEED_TRANSFORMER, GPTConfig, VQGANConfig
-from generate.gpt import GPT
+from generate.gpt import GPT, attend_in_parts
 from generate.quantize import Codebook
-from generate.vqgan import VQGAN, one_hot_conv
+from generate.vqgan import VQGAN, Upsample, one_hot_conv
 
 
 def test_painting_codes_are_the_references() -> None:
@@ -51,6 +51,35 @@ def test_one_hot_convolution_without_a_one_hot() -> None:
     conv.weight.grad = None
     torch.autograd.backward(dense.square().mean())
     torch.testing.assert_close(ours, conv.weight.grad)
+
+
+def test_upsampling_without_the_enlarged_copy() -> None:
+    torch.manual_seed(0)
+    up, x = Upsample(3), torch.randn(2, 3, 5, 7, requires_grad=True)
+    found, wanted = (
+        (one, torch.autograd.grad(one.square().sum(), [x, *up.parameters()]))
+        for one in (up(x), up.conv(F.interpolate(x, scale_factor=2.0)))
+    )
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [5, 128, 300])
+def test_attention_in_parts_is_attention(length: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, requires_grad=True) for _ in range(3))
+    found, wanted = (
+        (one, torch.autograd.grad(one.square().sum(), [q, k, v]))
+        for one in (attend_in_parts(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    )
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_logits_in_training_are_those_of_sampling() -> None:
+    tokens = vector("gpt_tokens")
+    with torch.no_grad():
+        wanted = transformer()(tokens)
+    torch.testing.assert_close(transformer()(tokens), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(transformer()(tokens, slice(2, -1)), wanted[:, 2:-1], atol=1e-4, rtol=0)
 
 
 def test_the_seed_documents_sizes() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from generate.commands import generate
 from generate.config import SEED_MASK_CODES, SEED_PAINTING_CODES, SEED_TRANSFORMER
 from generate.gpt import GPT
 from generate.losses import detail_loss
+from generate.memory import freed_memory_kept
 from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER, MaskCodesSettings, PaintingCodesSettings
 from generate.presets import TransformerSettings as Transformer
 from generate.tokens import Tokens, Windows
@@ -227,6 +230,31 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(
     state = torch.load(workspace.model("painting-codes") / STATE, weights_only=True)
     assert state["own"]["done"] == 4
     assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_a_gradient_that_is_no_number_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steep(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - a.detach()).abs().sqrt().sum()  # 0, with an infinite slope
+
+    monkeypatch.setattr("generate.train_codes.detail_loss", steep)
+    for clip in (0.0, 1.0):
+        workspace = toy_workspace(tmp_path / str(clip))
+        with pytest.raises(UserError, match=r"the gradient is nan at step 1 of 10"):
+            train_painting_codes(workspace, replace(PAINTING, clip=clip), "cpu")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_memory_that_training_frees_is_not_fetched_again() -> None:
+    def fetched() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.zeros(2**26).add_(1)  # 256 MB: 65536 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with freed_memory_kept():
+        torch.zeros(2**26)
+        kept = fetched()
+    assert kept < 0.2 * fetched()
 
 
 def test_too_little_memory_names_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
