@@ -20,9 +20,13 @@ _KEPT = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20, _MMAP_MAX: 0}
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Within it, freed memory stays with the process; behind it, it is given back. Without glibc nothing changes."""
-    if platform.libc_ver()[0] != "glibc":
+def freed_memory_kept(device: str = "cpu") -> Iterator[None]:
+    """Within it, freed memory stays with the process; behind it, it is given back. Without glibc nothing changes.
+
+    Args:
+        device: the type that the tensors are on; nothing changes for another than cpu.
+    """
+    if device != "cpu" or platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)

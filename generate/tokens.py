@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from annotate.progress import progress
 from generate.conditioning import open_part, unconditional_tokens
 from generate.data import Picture, to_image
+from generate.memory import freed_memory_kept
 from generate.presets import TransformerSettings
 from generate.vqgan import VQGAN
 from segment.device import choose_device, has_fast_bfloat16
@@ -108,6 +109,7 @@ def cut_to_tokens(
     cut = []
     total = len(pairs) * config.views
     with (
+        freed_memory_kept(where.type),
         progress("Cutting the paintings to tokens", total) as advance,
         torch.autocast(where.type, torch.bfloat16, enabled=has_fast_bfloat16(where)),
     ):

@@ -206,8 +206,7 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
         return
     stage.items = items
     several = config.devices * config.nodes > 1
-    memory = freed_memory_kept() if where.type == "cpu" else nullcontext()
-    with _quiet(), memory, progress(title, config.steps) as advance:
+    with _quiet(), freed_memory_kept(where.type), progress(title, config.steps) as advance:
         trainer = L.Trainer(
             accelerator="gpu" if where.type == "cuda" else "cpu",
             devices=config.devices,
