@@ -1,8 +1,8 @@
 """A training step with the reference's operations: what `bench/train_step.py` measures ours against.
 
 The networks are the project's own, so that both sides have the same weights and shapes; `use_reference_operations` puts
-the reference's operations in their place: attention spelt out, with a mask buffer; swish as x * sigmoid(x); and the
-steps below feed a 182-channel one-hot through the mask's VQGAN, run the VQGAN once for each of the two optimizers, run
+the reference's operations in their place: attention spelt out, with a mask buffer; swish as x * sigmoid(x); convolution
+of an enlarged copy; and the steps below feed a 182-channel one-hot through the mask's VQGAN, run the VQGAN once for each of the two optimizers, run
 both encoders in every transformer step, and use Adam as torch makes it by default.
 
 Source: taming-transformers, taming/modules/transformer/mingpt.py, taming/modules/diffusionmodules/model.py,
@@ -35,6 +35,7 @@ def use_reference_operations() -> None:
     setattr(F, "silu", lambda x: x * torch.sigmoid(x))  # noqa: B010, mypy forbids the plain way
     setattr(vqgan._Norm, "forward", nn.GroupNorm.forward)  # noqa: B010
     setattr(vqgan.AttnBlock, "forward", _image_attention)  # noqa: B010
+    setattr(vqgan.Upsample, "forward", _enlarged)  # noqa: B010
     setattr(gpt.CausalSelfAttention, "forward", _masked_attention)  # noqa: B010
 
 
@@ -48,6 +49,11 @@ def _image_attention(self: Any, x: Tensor) -> Tensor:
     h = torch.bmm(v.reshape(b, c, height * width), weight).reshape(b, c, height, width)
     projected: Tensor = self.proj_out(h)
     return x + projected
+
+
+def _enlarged(self: Any, x: Tensor) -> Tensor:
+    found: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return found
 
 
 def _masked_attention(self: Any, x: Tensor) -> Tensor:

@@ -218,7 +218,9 @@ def _sample(workspace: Workspace, config: DemoConfig, device: str) -> Mapping[st
     masks = compositions(workspace)
     results = [
         sample(workspace, SampleConfig(mask=mask, count=config.samples, seed=config.seed + n), device)
-        for n, mask in enumerate(masks)  # a seed each: the same noise would choose the same colours four times
+        for n, mask in enumerate(
+            masks
+        )  # a seed each: the same noise would choose the same colours four times
     ]
     made = len(list(workspace.samples.glob("*.png")))
     speeds = [one.tokens_a_second for one in results]
