@@ -2,8 +2,9 @@
 
 The networks are the project's own, so that both sides have the same weights and shapes; `use_reference_operations` puts
 the reference's operations in their place: attention spelt out, with a mask buffer; swish as x * sigmoid(x); convolution
-of an enlarged copy; and the steps below feed a 182-channel one-hot through the mask's VQGAN, run the VQGAN once for each of the two optimizers, run
-both encoders in every transformer step, and use Adam as torch makes it by default.
+of an enlarged copy. The steps below feed a 182-channel one-hot through the mask's VQGAN, run the VQGAN once for each of
+the two optimizers, run both encoders in every transformer step, and use Adam as torch makes it by default. What the
+published code also does is left out where it only costs time: dropout in the perceptual loss, logging, reading files.
 
 Source: taming-transformers, taming/modules/transformer/mingpt.py, taming/modules/diffusionmodules/model.py,
 taming/models/vqgan.py, taming/models/cond_transformer.py, taming/modules/losses/vqperceptual.py.
