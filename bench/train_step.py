@@ -142,7 +142,6 @@ def _ours(folder: Path, stage: str, precision: str) -> tuple[list[float], float]
     else:
         # as after its warm-up; 10,000 steps are not waited for
         config = replace(PAINTING_CODES["seed"], adversarial_start=0, perceptual=str(_random_vgg(folder)))
-        setattr(sys.modules["generate.train_codes"].PaintingStage, "stretch_end", lambda self: None)  # noqa: B010
         train_painting_codes(_scenes(folder), replace(config, **short), "cpu")
     return [after - before for before, after in pairwise(ends)][UNCOUNTED - 1 :], cutting
 

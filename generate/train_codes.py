@@ -79,6 +79,12 @@ class CodesStage(Stage):
             self.use.revive(self.net.quantize.embedding.weight.data, self._vectors)
             self._agree()
 
+    def stretch_end(self) -> None:
+        """Log how much of the codebook is used."""
+        if self.done > self.codes.start_codebook:
+            used, perplexity = float(self.use.used()), round(self.use.perplexity(), 1)
+            self.history.append({"step": self.done, "used": used, "perplexity": perplexity})
+
     def main_optimizer(self) -> Optimizer:
         return Adam(self.net.parameters(), self.config.lr, betas=self.codes.betas, fused=True)
 

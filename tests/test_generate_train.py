@@ -121,6 +121,7 @@ def test_painting_codes_overfit(tmp_path: Path) -> None:
     history = (workspace.report("generate-train-painting") or {})["history"]
     assert result.loss < 0.35 * history[0]["l1"]
     assert result.used > 1
+    assert history[-1] == {"step": 120, "used": result.used, "perplexity": result.perplexity}
     with Image.open(workspace.reports / "generate-train-painting.png") as grid:
         assert grid.size == (32, 32)
         pixels = np.asarray(grid, dtype=float)
