@@ -36,6 +36,7 @@ from segment.device import choose_device, has_fast_bfloat16
 from segment.learner import DivergedError, Learner
 from segment.model import DAMAGE, Segmenter, build, initialise, save, saved_config
 from segment.rounds import FOLDER, Rest, prepare
+from segment.signals import EndsOnSigterm
 
 ENOUGH = 20  # hand masks from which on some are held out for validation
 STATE = "training.ckpt"
@@ -229,7 +230,7 @@ def _run(
             max_steps=end,
             logger=logs,
             log_every_n_steps=min(10, config.save_every, config.steps),
-            callbacks=[_Bar(advance), _State(folder / STATE)],
+            callbacks=[_Bar(advance), _State(folder / STATE), EndsOnSigterm()],
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=True,  # by `_State`, which replaces the one that Lightning would add

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,34 +102,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: p
     assert result.loss == expected.loss
     one, two = weights(whole), weights(broken)
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.mark.slow
-def test_killed_with_signal_9_it_ends_with_the_same_model(tmp_path: Path) -> None:
-    whole, broken = toy_workspace(tmp_path / "whole"), toy_workspace(tmp_path / "broken")
-    words = (
-        "segment train --init none --steps 8 --batch 2 --crop 32 --smallest-side 0 --save-every 2 --rounds 1"
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # sums in one order
-
-    def command(workspace: Workspace) -> list[str]:
-        return [sys.executable, "-m", "cli", *words.split(), "--device", "cpu", "-w", str(workspace.root)]
-
-    subprocess.run(command(whole), check=True, env=environment, capture_output=True)
-    running = subprocess.Popen(
-        command(broken), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    state = broken.model("deeplab") / STATE
-    while not state.exists():
-        assert running.poll() is None
-        time.sleep(0.02)
-    running.kill()
-    running.wait()
-    assert not (broken.model("deeplab") / "model.safetensors").exists()
-    subprocess.run(command(broken), check=True, env=environment, capture_output=True)
-    one, two = weights(whole), weights(broken)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert broken.report("segment-train")["loss"] == whole.report("segment-train")["loss"]  # type: ignore[index]
 
 
 class Malicious:
