@@ -12,6 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from annotate.access import connect
 from annotate.agreement import compare, majority, to_text
 from annotate.classes import ClassTable
 from annotate.config import PullConfig
@@ -22,7 +23,7 @@ from annotate.masks import Encoding, mask_texts, write_mask
 from annotate.paintings import Painting, read_index, write_index
 from annotate.progress import progress
 from annotate.regions import class_map
-from annotate.studio import Studio, connect
+from annotate.studio import Studio
 from annotate.tasks import Annotation, Task
 from annotate.workspace import Workspace
 

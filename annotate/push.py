@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from annotate.access import connect
 from annotate.config import PushConfig
 from annotate.connection import UnsureError
 from annotate.errors import UserError
@@ -24,7 +25,7 @@ from annotate.predictions import AttachResult, attach
 from annotate.progress import note, progress
 from annotate.selection import draw_random, draw_spread, listed, share
 from annotate.server import Login
-from annotate.studio import Studio, connect
+from annotate.studio import Studio
 from annotate.tasks import Task, Upload
 from annotate.workspace import Workspace
 

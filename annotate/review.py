@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from annotate.access import connect
 from annotate.config import ReviewConfig
 from annotate.errors import UserError
 from annotate.paintings import Painting, read_index
 from annotate.predictions import AttachResult, attach, confidence
 from annotate.push import send, tasks_by_key
 from annotate.server import Login
-from annotate.studio import connect
 from annotate.workspace import Workspace
 
 RANKED_BY = ("segment-evaluate", "segment-pseudo-label")  # reports that may hold a `ranking` of keys

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from annotate.access import embedded_or_configured
 from annotate.agreement import Agreement, from_text, measure
 from annotate.classes import UNLABELLED
 from annotate.errors import UserError
@@ -18,7 +19,6 @@ from annotate.listing import list_tasks
 from annotate.masks import Encoding, mask_texts, read_mask
 from annotate.paintings import Painting, read_index
 from annotate.pull import COMPARED, PIXELS, Outcome, Work, gather, some
-from annotate.studio import embedded_or_configured
 from annotate.workspace import Workspace
 
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from annotate import server
+from annotate.access import connect
 from annotate.progress import note, progress
-from annotate.studio import connect
 from annotate.workspace import Workspace
 from bench.annotate_scale import brushed, row, tool
 from bench.push import paint

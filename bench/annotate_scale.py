@@ -18,11 +18,12 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from annotate import server
+from annotate.access import connect
 from annotate.brush import encode
 from annotate.classes import ClassTable
 from annotate.progress import note, progress
 from annotate.regions import brush_region
-from annotate.studio import Studio, connect
+from annotate.studio import Studio
 from annotate.workspace import Workspace
 from bench.push import paint
 from bench.timing import Run, run_tool

@@ -39,11 +39,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from annotate import server
+from annotate.access import connect
 from annotate.classes import ClassTable
 from annotate.config import PushConfig
 from annotate.masks import Encoding, write_mask
 from annotate.push import push
-from annotate.studio import connect
 from annotate.workspace import Workspace
 from bench.browser import Editor, browser_page
 from demo.painter import Scene, paint

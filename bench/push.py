@@ -21,9 +21,10 @@ import numpy as np
 from PIL import Image
 
 from annotate import server
+from annotate.access import connect
 from annotate.config import PushConfig
 from annotate.push import push
-from annotate.studio import Studio, connect
+from annotate.studio import Studio
 from annotate.workspace import Workspace
 
 PAINTINGS = 200

@@ -26,7 +26,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from annotate import server, studio
+from annotate import access, server
+from annotate.access import connect
 from annotate.classes import UNLABELLED
 from annotate.config import PullConfig, PushConfig
 from annotate.errors import UserError
@@ -36,7 +37,6 @@ from annotate.progress import note
 from annotate.pull import pull
 from annotate.push import push
 from annotate.regions import class_map_regions
-from annotate.studio import connect
 from annotate.workspace import Workspace
 from bench.proxy import faulty, seeded
 from bench.push import paint
@@ -232,10 +232,10 @@ def _address(url: str, seed: int | None = None, rate: float = RATE) -> Iterator[
         os.environ["LABEL_STUDIO_URL"] = url
         yield
         return
-    before, studio.ANSWER_SECONDS = studio.ANSWER_SECONDS, ANSWER_SECONDS
+    before, access.ANSWER_SECONDS = access.ANSWER_SECONDS, ANSWER_SECONDS
     with faulty(url, seeded(seed, rate), STALL) as there:
         os.environ["LABEL_STUDIO_URL"] = there
         try:
             yield
         finally:
-            studio.ANSWER_SECONDS = before
+            access.ANSWER_SECONDS = before

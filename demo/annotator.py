@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from annotate.access import connect
 from annotate.classes import ClassTable
 from annotate.masks import Encoding, read_mask
 from annotate.progress import progress
 from annotate.regions import brush_region, class_map_regions
-from annotate.studio import connect
 from annotate.workspace import Workspace
 
 BRUSHED = ("trees", "sky")  # of no clear outline: a person would brush them, and draw the others as polygons

@@ -78,7 +78,7 @@ def check_label_studio(workspace: Workspace) -> list[Finding]:
         return [
             Finding("label studio", there, found, "uv pip install 'impasto[server]', or set LABEL_STUDIO_URL")
         ]
-    from annotate.studio import connect
+    from annotate.access import connect
 
     try:
         connect(workspace)

@@ -216,11 +216,9 @@ def _sample(workspace: Workspace, config: DemoConfig, device: str) -> Mapping[st
 
     before = len(list(workspace.samples.glob("*.png")))
     masks = compositions(workspace)
-    results = [
-        sample(workspace, SampleConfig(mask=mask, count=config.samples, seed=config.seed + n), device)
-        for n, mask in enumerate(
-            masks
-        )  # a seed each: the same noise would choose the same colours four times
+    results = [  # a seed each: the same noise would choose the same colours four times
+        sample(workspace, SampleConfig(mask=mask, count=config.samples, seed=seed), device)
+        for seed, mask in enumerate(masks, config.seed)
     ]
     made = len(list(workspace.samples.glob("*.png")))
     speeds = [one.tokens_a_second for one in results]

@@ -1,10 +1,35 @@
-"""Causal attention over kept keys and values, part of which many sequences may share."""
+"""Causal attention: in training, and over kept keys and values, part of which many sequences may share."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+TOGETHER = {
+    torch.float32: 128,
+    torch.bfloat16: 256,
+}  # queries that attend in one product in training; measured
+
+
+def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention, some queries at a time, each time to the past of the last of them only.
+
+    torch's fused attention on a CPU takes up to twice as long backward.
+
+    Args:
+        q, k, v: (B, heads, T, D).
+    """
+    b, heads, length, width = q.shape
+    q, k, v = (one.reshape(b * heads, length, width) for one in (q, k, v))
+    parts, together = [], TOGETHER.get(q.dtype, 128)
+    for first in range(0, length, together):
+        end = min(length, first + together)
+        future = torch.full((end - first, end), -torch.inf, dtype=q.dtype, device=q.device).triu(first + 1)
+        near = k[:, :end].transpose(1, 2)
+        weight = torch.baddbmm(future.expand(b * heads, -1, -1), q[:, first:end], near, alpha=width**-0.5)
+        parts.append(weight.softmax(-1) @ v[:, :end])
+    return torch.cat(parts, 1).view(b, heads, length, width)
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

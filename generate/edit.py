@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from annotate.access import connect
 from annotate.classes import UNLABELLED, ClassTable
 from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask, unshift
@@ -17,7 +18,7 @@ from annotate.paintings import Shown, browser_bytes, load_painting, read_index
 from annotate.pull import gather
 from annotate.regions import class_map, class_map_regions
 from annotate.server import Login
-from annotate.studio import Studio, connect
+from annotate.studio import Studio
 from annotate.tasks import Task, Upload
 from annotate.workspace import Workspace
 from generate.compose import Composed, read_composition, write_composition

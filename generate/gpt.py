@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generate.attention import attend_in_parts
 from generate.config import GPTConfig
-
-TOGETHER = {torch.float32: 128, torch.bfloat16: 256}  # queries that attend in one product; measured
 
 
 class CausalSelfAttention(nn.Module):
@@ -44,26 +43,6 @@ class CausalSelfAttention(nn.Module):
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return cast(Tensor, self.resid_drop(self.proj(y.transpose(1, 2).reshape(x.shape))))
-
-
-def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, some queries at a time, each time to the past of the last of them only.
-
-    torch's fused attention on a CPU takes up to twice as long backward.
-
-    Args:
-        q, k, v: (B, heads, T, D).
-    """
-    b, heads, length, width = q.shape
-    q, k, v = (one.reshape(b * heads, length, width) for one in (q, k, v))
-    parts = []
-    for first in range(0, length, TOGETHER.get(q.dtype, 128)):
-        end = min(length, first + TOGETHER.get(q.dtype, 128))
-        future = torch.full((end - first, end), -torch.inf, dtype=q.dtype, device=q.device).triu(first + 1)
-        near = k[:, :end].transpose(1, 2)
-        weight = torch.baddbmm(future.expand(b * heads, -1, -1), q[:, first:end], near, alpha=width**-0.5)
-        parts.append(weight.softmax(-1) @ v[:, :end])
-    return torch.cat(parts, 1).view(b, heads, length, width)
 
 
 class Block(nn.Module):

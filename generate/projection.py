@@ -43,13 +43,14 @@ def projection(weight: Tensor, bias: Tensor | None, precision: Precision) -> Pro
         return Int8Projection(weight, bias)
     dtype = activations(precision)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    if (
-        precision == "bfloat16"
-        and weight.device.type == "cpu"
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
+    on_cpu = weight.device.type == "cpu" and _has_onednn()
+    if precision == "bfloat16" and on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return PackedProjection(weight, bias)
     return DenseProjection(weight, bias)
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 class DenseProjection:
@@ -99,8 +100,8 @@ class Int8Projection:
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         rounded = torch.quantize_per_channel(weight.float(), self.scales.double(), self.zeros, 0, torch.qint8)
         self.for_few = torch.ops.quantized.linear_prepack(rounded, None)
-        full = len(weight) % LANES == 0
-        self.for_many = torch.ops.onednn.qlinear_prepack(rounded.int_repr(), None) if full else None
+        usable = _has_onednn() and len(weight) % LANES == 0
+        self.for_many = torch.ops.onednn.qlinear_prepack(rounded.int_repr(), None) if usable else None
         self.bias = torch.zeros(len(weight)) if bias is None else bias.float()
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from generate.data import Stretches
 from generate.memory import freed_memory_kept
 from generate.presets import Schedule
 from segment.device import choose_device, has_fast_bfloat16
+from segment.signals import EndsOnSigterm
 
 STATE = "training.ckpt"
 POINTS = 200  # of the loss curve that a report keeps
@@ -217,7 +218,7 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
             precision="bf16-mixed" if _wants_bfloat16(config.precision, where) else "32-true",
             max_epochs=math.ceil(config.steps / config.save_every),
             logger=False,
-            callbacks=[_State(state), *([_Bar(advance)] if is_first() else [])],
+            callbacks=[_State(state), EndsOnSigterm(), *([_Bar(advance)] if is_first() else [])],
             plugins=[_Direct()],
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -93,12 +93,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         (b, c, h, w), weight = x.shape, self.conv.weight  # (C, C, 3, 3)
-        rows = [torch.stack([a, b + c], 2) for a, b, c in [weight.unbind(2)]]
-        rows += [torch.stack([a + b, c], 2) for a, b, c in [weight.unbind(2)]]  # even outputs, odd ones
-        kernels = []
-        for half in rows:  # (C, C, 2, 3)
-            one, two, three = half.unbind(3)
-            kernels += [torch.stack([one, two + three], 3), torch.stack([one + two, three], 3)]
+        kernels = [kernel for rows in _two_of_three(weight, 2) for kernel in _two_of_three(rows, 3)]
         bias = None if self.conv.bias is None else self.conv.bias.repeat(4)
         four = F.conv2d(x, torch.cat(kernels), bias, padding=1)  # (B, 4 C, h + 1, w + 1)
         four = four.view(b, 2, 2, c, h + 1, w + 1)
@@ -107,6 +102,12 @@ class Upsample(nn.Module):
             for i in (0, 1)
         ]
         return torch.stack(out, 3).view(b, c, 2 * h, 2 * w)
+
+
+def _two_of_three(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Kernels of two along `dim` for even outputs and for odd ones, from one of three."""
+    before, here, after = kernel.unbind(dim)
+    return torch.stack([before, here + after], dim), torch.stack([before + here, after], dim)
 
 
 class _Level(nn.Module):

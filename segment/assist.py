@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from annotate.access import connect
 from annotate.errors import UserError
 from annotate.interface import as_drawn
 from annotate.paintings import load_painting, read_index
 from annotate.predictions import SMALLEST
 from annotate.progress import note
 from annotate.regions import class_map_regions
-from annotate.studio import MODEL, connect
+from annotate.studio import MODEL
 from annotate.workspace import Workspace
 from segment.config import AssistConfig, LabelConfig
 from segment.device import choose_device

@@ -99,7 +99,9 @@ def test_a_folder_that_cannot_be_pushed(
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    one_line(tool("annotate", "push", str(tmp_path / "nowhere"), "-w", str(tmp_path)), "no such folder")
+    done = tool("annotate", "push", str(tmp_path / "nowhere"), "-w", str(tmp_path / "w"))
+    one_line(done, "no such folder")
+    assert not (tmp_path / "w").exists(), "nothing was begun"
 
 
 @pytest.mark.server

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from annotate import server
+from annotate.access import connect
 from annotate.config import PullConfig, PushConfig
 from annotate.masks import Encoding, read_mask, write_mask
 from annotate.pull import pull
 from annotate.push import push
-from annotate.studio import connect
 from annotate.workspace import Workspace
 from bench.browser import BRUSH, ERASER, Editor, Place, browser_page
 

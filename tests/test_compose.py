@@ -131,8 +131,8 @@ def test_bad_input_is_one_line(workspace: Workspace, tmp_path: Path) -> None:
 @pytest.mark.server
 def test_a_mask_is_repainted_by_hand(remote: Workspace) -> None:
     """Round trip through a real Label Studio: what was pushed comes back, and so does what a person changes."""
+    from annotate.access import connect
     from annotate.regions import class_map_regions
-    from annotate.studio import connect
 
     write_mask(remote.mask("shifted", "sub/0"), shift(scene(0)), Encoding.SHIFTED)
     first = run(remote, "edit", "sub/0", "--name", "dusk", "--json")

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from numpy.typing import NDArray
 
+from annotate.access import connect
 from annotate.agreement import Counts, compare, from_text, majority, measure, to_text
 from annotate.classes import ClassTable
 from annotate.commands import annotate
@@ -27,7 +28,7 @@ from annotate.pull import Outcome, pull
 from annotate.push import push
 from annotate.regions import class_map_regions
 from annotate.standing import standing
-from annotate.studio import Studio, connect
+from annotate.studio import Studio
 from annotate.workspace import Workspace
 
 SIZE = (4, 6)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from golden_models import GRIDS, mask_codes, painting_codes, transformer, vector
 
+from generate.attention import attend_in_parts
 from generate.config import SEED_MASK_CODES, SEED_PAINTING_CODES, SEED_TRANSFORMER, GPTConfig, VQGANConfig
-from generate.gpt import GPT, attend_in_parts
+from generate.gpt import GPT
 from generate.quantize import Codebook
 from generate.vqgan import VQGAN, Upsample, one_hot_conv
 

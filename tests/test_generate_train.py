@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import platform
 import shutil
 import subprocess
 import sys
@@ -240,29 +239,6 @@ def test_a_gradient_that_is_no_number_stops(tmp_path: Path, monkeypatch: pytest.
         workspace = toy_workspace(tmp_path / str(clip))
         with pytest.raises(UserError, match=r"the gradient is nan at step 1 of 10"):
             train_painting_codes(workspace, replace(PAINTING, clip=clip), "cpu")
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
-def test_memory_that_training_frees_is_not_fetched_again() -> None:
-    """In a process of its own, as a training has: what other tests left in the heap decides, too."""
-    program = """
-import resource, torch
-from generate.memory import freed_memory_kept
-
-def fetched():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.zeros(2**26).add_(1)  # 256 MB: 65536 pages
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-with freed_memory_kept():
-    fetched()
-    kept = fetched()
-print(kept, fetched())
-"""
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    kept, usual = map(int, done.stdout.split())
-    assert kept < 0.2 * usual
 
 
 def test_too_little_memory_names_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotate import connection, studio
+from annotate.access import connect
 from annotate.brush import encode
 from annotate.classes import UNLABELLED, ClassTable
 from annotate.connection import AnswerError, Connection
@@ -25,7 +26,7 @@ from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask
 from annotate.paintings import Painting, write_index
 from annotate.regions import class_map, class_map_regions
-from annotate.studio import Studio, connect
+from annotate.studio import Studio
 from annotate.tasks import Upload
 from annotate.workspace import Workspace
 from bench.timing import run_tool

@@ -9,11 +9,12 @@ import pytest
 from conftest import Painter
 
 from annotate import listing
+from annotate.access import connect
 from annotate.config import PullConfig, PushConfig
 from annotate.listing import list_tasks
 from annotate.pull import Outcome, pull
 from annotate.push import push
-from annotate.studio import Studio, connect
+from annotate.studio import Studio
 from annotate.tasks import Task
 from annotate.workspace import Workspace
 

@@ -13,6 +13,7 @@ from conftest import Painter
 from numpy.typing import NDArray
 from PIL import Image
 
+from annotate.access import connect
 from annotate.classes import UNLABELLED
 from annotate.config import PullConfig, PushConfig
 from annotate.masks import Encoding, read_mask
@@ -20,7 +21,6 @@ from annotate.paintings import browser_bytes, load_painting
 from annotate.pull import pull
 from annotate.push import push
 from annotate.regions import brush_region
-from annotate.studio import connect
 from annotate.workspace import Workspace
 
 SIZE, SIDE, SHOWN = (97, 150), 40, (26, 40)  # both sides are rounded: 3.73 and 3.75 pixels for one

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from skimage.morphology import isotropic_dilation
 
 from annotate import connection
+from annotate.access import connect
 from annotate.classes import UNLABELLED
 from annotate.commands import annotate
 from annotate.config import PullConfig, PushConfig
@@ -24,7 +25,7 @@ from annotate.predictions import AttachResult, confidence
 from annotate.pull import pull
 from annotate.push import PushResult, push
 from annotate.regions import class_map
-from annotate.studio import MODEL, Studio, connect
+from annotate.studio import MODEL, Studio
 from annotate.workspace import Workspace
 from bench.proxy import Fault, faulty
 

@@ -14,6 +14,7 @@ from conftest import Painter
 from numpy.typing import NDArray
 
 from annotate import connection
+from annotate.access import connect
 from annotate.classes import UNLABELLED
 from annotate.commands import annotate
 from annotate.config import PullConfig, PushConfig
@@ -23,7 +24,7 @@ from annotate.pull import Outcome, PullResult, pull
 from annotate.push import push
 from annotate.regions import class_map_regions
 from annotate.standing import standing
-from annotate.studio import Studio, connect
+from annotate.studio import Studio
 from annotate.workspace import Workspace
 from bench.proxy import Fault, faulty
 

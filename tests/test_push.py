@@ -14,12 +14,12 @@ from conftest import Painter
 from PIL import Image
 
 from annotate import connection, push, server
+from annotate.access import connect
 from annotate.commands import annotate
 from annotate.config import PushConfig
 from annotate.errors import UserError
 from annotate.paintings import load_painting, read_index
 from annotate.push import PushResult
-from annotate.studio import connect
 from annotate.workspace import Workspace
 from bench.proxy import Fault, faulty
 

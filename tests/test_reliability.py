@@ -24,12 +24,12 @@ from click.testing import CliRunner
 from conftest import Painter
 
 from annotate import connection, server
+from annotate.access import connect
 from annotate.commands import annotate
 from annotate.config import PullConfig
 from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask, write_mask
 from annotate.pull import pull
-from annotate.studio import connect
 from annotate.workspace import Workspace
 from bench import reliability
 from bench.proxy import Fault, faulty

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from conftest import Painter
 from numpy.typing import NDArray
 
+from annotate.access import connect
 from annotate.classes import UNLABELLED
 from annotate.commands import annotate
 from annotate.config import PullConfig, PushConfig, ReviewConfig
@@ -25,7 +26,7 @@ from annotate.push import push
 from annotate.regions import class_map_regions
 from annotate.review import least_sure, queue_scores, review
 from annotate.standing import standing
-from annotate.studio import Studio, connect
+from annotate.studio import Studio
 from annotate.workspace import Workspace
 from segment.data import load_samples
 

@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 from segment_toys import toy_workspace
 
+from annotate.access import connect
 from annotate.classes import ClassTable
 from annotate.config import PushConfig
 from annotate.masks import Encoding, read_mask
 from annotate.paintings import read_index
 from annotate.push import push
 from annotate.regions import class_map
-from annotate.studio import MODEL, connect
+from annotate.studio import MODEL
 from annotate.workspace import Workspace
 from segment.assist import Helper, _handler
 from segment.config import LabelConfig

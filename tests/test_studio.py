@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from annotate import connection, server
+from annotate.access import connect, embedded_or_configured
 from annotate.errors import UserError
-from annotate.studio import connect, embedded_or_configured
 from annotate.workspace import Workspace
 from bench.proxy import Fault, faulty
 
