@@ -2,18 +2,19 @@
 
 Milliseconds a token of one painting, tokens only, without encoding and decoding. The naive loop runs the whole
 511-token forward in float32 for every token; each of its tokens costs the same, so three are timed before ours and
-three after, for each precision, and their median is taken. Canvases of 256 x 256 are painted whole. For 512 x 768 every call that the
-painter makes of the transformer is listed first, and up to 4 calls of each kind are timed and stand for the others
-of their kind: the naive loop would take 37 minutes there. `floor` is one step's linear layers alone, in the same run:
-the time to read every weight once.
+three after, for each precision, and their median is taken. Ours paints whole canvases, except for 512 x 768 in exact
+mode: there every call that the painter makes of the transformer is listed first, with guesses that are never right,
+and up to 4 calls of each kind are timed and stand for the others of their kind (the naive loop would take 32 minutes).
+`a pass` is how many tokens of a painting a pass of the transformer settles (`generate/drafting.py`); these random weights
+foretell little, and a trained transformer's guesses are right more often (see `sample_guesses`). `one step` is a pass without
+guesses, and `floor` its linear layers alone, in the same run: the time to read every weight once.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -77,11 +78,13 @@ def _rows(precision: Precision) -> list[dict[str, object]]:
     with torch.inference_mode():
         naive = [_naive(model) for _ in range(3)]
         for what, canvas, count, stride, _, target in (one for one in WORK if one[4] == precision):
-            whole = canvas == (16, 16)
-            ours = _paint(decoder, canvas, count) if whole else _replay(decoder, canvas, stride)
+            whole = canvas == (16, 16) or stride > 1
+            ours, settled = (
+                _paint(decoder, canvas, count, stride) if whole else (_replay(decoder, canvas), None)
+            )
             floor, step = floor_and_step(decoder, count)
             note(f"{what}, {precision}: {ours:.1f} ms a token, step {step:.1f}, floor {floor:.1f}")
-            rows.append((what, ours, floor, step, target))
+            rows.append((what, ours, settled, floor, step, target))
         naive += [_naive(model) for _ in range(3)]
     theirs = median(naive)
     return [
@@ -92,11 +95,12 @@ def _rows(precision: Precision) -> list[dict[str, object]]:
             "ours, ms a token": ours,
             "times faster": theirs / ours,
             "target": target,
+            "a pass": settled or "",
             "one step, ms": step,
             "floor, ms": floor,
             "step / floor": step / floor,
         }
-        for what, ours, floor, step, target in rows
+        for what, ours, settled, floor, step, target in rows
     ]
 
 
@@ -105,9 +109,12 @@ def _naive(model: GPT) -> float:
     return _milliseconds(lambda: model(tokens)[:, -1].argmax(1))
 
 
-def _paint(decoder: Decoder, canvas: tuple[int, int], count: int) -> float:
+def _paint(decoder: Decoder, canvas: tuple[int, int], count: int, stride: int) -> tuple[float, float]:
+    """Milliseconds a token, and tokens of a painting that a pass settles."""
     mask_tokens = torch.randint(decoder.config.vocab_size, (1, *canvas)).expand(count, -1, -1)
-    return _milliseconds(lambda: paint_tokens(decoder, mask_tokens, Chance())) / mask_tokens.numel()
+    passes: list[int] = []
+    spent = _milliseconds(lambda: paint_tokens(decoder, mask_tokens, Chance(), stride, advance=passes.append))
+    return spent / mask_tokens.numel(), canvas[0] * canvas[1] / len(passes)
 
 
 def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:
@@ -134,16 +141,24 @@ def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:
     return times["floor"], times["step"]
 
 
+Call = tuple[
+    int, int, int, bool
+]  # sequences, tokens seen, tokens new, whether the logits behind each are wanted
+
+
 @dataclass
 class _Listed:
-    """Stands in for a decoder to list what the painter asks of it: (sequences, tokens seen, tokens new)."""
+    """Stands in for a decoder to list what the painter asks of it."""
 
     config: GPTConfig
     session_bytes: int  # of one sequence
-    calls: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    calls: list[Call] = field(default_factory=list)
 
     def session(self, batch: int) -> _ListedSession:
         return _ListedSession(self, batch)
+
+    def guesses(self, sequences: int) -> int:
+        return Decoder.guesses(cast(Decoder, self), sequences)
 
 
 @dataclass
@@ -157,20 +172,28 @@ class _ListedSession:
         return self.batch * self.decoder.session_bytes
 
     def feed(self, tokens: Tensor) -> Tensor:
-        self.decoder.calls[self.batch, self.seen, tokens.shape[1]] += 1
+        logits = self._list(tokens, self.seen, every=False)[:, 0]
         self.seen += tokens.shape[1]
-        return torch.rand(self.batch, self.decoder.config.vocab_size)
+        return logits
+
+    def look_ahead(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
+        return self._list(tokens, max(starts), every=True)
+
+    def _list(self, tokens: Tensor, seen: int, every: bool) -> Tensor:
+        count = tokens.shape[1]
+        self.decoder.calls.append((self.batch, seen, count, every))
+        return 100 * torch.rand(self.batch, count if every else 1, self.decoder.config.vocab_size)
 
 
-def _replay(decoder: Decoder, canvas: tuple[int, int], stride: int) -> float:
-    """Milliseconds a token from every call that the painter makes, some of each kind timed."""
+def _replay(decoder: Decoder, canvas: tuple[int, int]) -> float:
+    """Milliseconds a token from every call that the painter makes in exact mode, some of each kind timed."""
     listed = _Listed(decoder.config, decoder.session(1).bytes)
     mask_tokens = torch.randint(decoder.config.vocab_size, (1, *canvas))
-    paint_tokens(cast(Decoder, listed), mask_tokens, Chance(), stride)
-    kinds: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
-    for call in sorted(listed.calls.elements()):
-        batch, seen, new = call
-        kinds.setdefault((batch, seen // KIND, -(-new // KIND) * (new > 1)), []).append(call)
+    paint_tokens(cast(Decoder, listed), mask_tokens, Chance())
+    kinds: dict[tuple[int, ...], list[Call]] = {}
+    for call in sorted(listed.calls):
+        batch, seen, new, every = call
+        kinds.setdefault((batch, seen // KIND, -(-new // KIND) * (new > 1), every), []).append(call)
     total, sessions = 0.0, dict[int, Session]()
     for (batch, *_), calls in kinds.items():
         if batch not in sessions:
@@ -182,11 +205,11 @@ def _replay(decoder: Decoder, canvas: tuple[int, int], stride: int) -> float:
     return total / mask_tokens.numel()
 
 
-def _call(session: Session, call: tuple[int, int, int]) -> float:
-    batch, seen, new = call
+def _call(session: Session, call: Call) -> float:
+    batch, seen, new, every = call
     tokens = torch.randint(session.decoder.config.vocab_size, (batch, new))
     session.seen = seen
-    return _milliseconds(lambda: session.feed(tokens))
+    return _milliseconds(lambda: session.look_ahead(tokens, [seen]) if every else session.feed(tokens))
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

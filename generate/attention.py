@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,23 +34,23 @@ def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(parts, 1).view(b, heads, length, width)
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> Tensor:
     """Attention of the last t of n tokens, each to itself and all before it.
 
     Args:
         q: (B, heads, t, d).
         keys, values: (B, heads, n, d).
+        hidden: of `hide`; it is not looked at where t is n.
 
     Returns:
         (B, heads, t, d)
     """
-    count, end = q.shape[2], keys.shape[2]
-    if count == end and count > 1:
+    if q.shape[2] == keys.shape[2] > 1:
         return F.scaled_dot_product_attention(q, keys, values, is_causal=True)
-    return F.scaled_dot_product_attention(q, keys, values, attn_mask=_seen(q, keys))
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=hidden)
 
 
-def attend_after(prefix: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend_after(prefix: Tensor, q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> Tensor:
     """The same where a prefix stands before the keys and values that sequences do not have in common.
 
     The queries of all sequences with one prefix meet it in one matrix product, so it is read once; both parts are
@@ -58,6 +60,7 @@ def attend_after(prefix: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> Ten
         prefix: (2, A, heads, m, d) keys and values, each for B / A sequences in a row.
         q: (B, heads, t, d).
         keys, values: (B, heads, n, d).
+        hidden: of `hide`, for the n.
 
     Returns:
         (B, heads, t, d)
@@ -69,28 +72,33 @@ def attend_after(prefix: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> Ten
     y, total = _with_sum(together, prefix[0], prefix[1], None)
     y = y.view(*y.shape[:2], -1, count, y.shape[-1]).transpose(1, 2).flatten(0, 1)  # (B, heads, t, d)
     total = total.view(*total.shape[:2], -1, count).transpose(1, 2).flatten(0, 1)
-    own, own_sum = _with_sum(q, keys, values, _seen(q, keys))
+    own, own_sum = _with_sum(q, keys, values, hidden)
     share = torch.sigmoid(total - own_sum)[..., None]
     return torch.lerp(own.float(), y.float(), share).to(q.dtype)
 
 
-def _seen(q: Tensor, keys: Tensor) -> Tensor | None:
-    """(t, n) bool: what each of the last t of n tokens sees; None where that is everything."""
-    count, end = q.shape[2], keys.shape[2]
-    if count == 1:
+def hide(starts: Sequence[int], count: int, like: Tensor) -> Tensor | None:
+    """(1 or B, 1, t, n) in the precision of `like`: 0 where a token sees another, else -inf; None where all are seen.
+
+    Args:
+        starts: how many tokens stand before the t of each sequence; one number where they are the same.
+        count: t; n is the largest start and t more.
+    """
+    if len(starts) == 1 and count == 1:
         return None
-    return torch.ones(count, end, dtype=torch.bool, device=q.device).tril(end - count)
+    places = torch.tensor(starts, device=like.device)[:, None] + torch.arange(count, device=like.device)
+    ahead = torch.arange(max(starts) + count, device=like.device) > places[:, None, :, None]  # (B, 1, t, n)
+    return torch.zeros(ahead.shape, dtype=like.dtype, device=like.device).masked_fill_(ahead, -torch.inf)
 
 
-def _with_sum(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _with_sum(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention (B, heads, t, d), and the logarithm of the sum of exponentials (B, heads, t) in float32."""
     if q.device.type == "cpu":
-        bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        y, total = flash(q, keys, values, attn_mask=bias)
+        y, total = flash(q, keys, values, attn_mask=hidden)
         return y, total
     scores = (q @ keys.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+    if hidden is not None:
+        scores = scores + hidden
     total = scores.logsumexp(-1)
     return (scores - total[..., None]).exp().to(values.dtype) @ values, total

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generate.attention import attend, attend_after
+from generate.attention import attend, attend_after, hide
 from generate.gpt import GPT, Block
 from generate.projection import Precision, activations, kept, projection
-from generate.window import Again
 
 # Of keys and values; with the seed document's transformer in float32 a window has 100 MB.
 KEPT_BYTES = 3 << 30
+# Tokens that a pass guesses ahead. A pass of 16 rows through the seed document's transformer takes 1.25 (bfloat16) to 1.8
+# (float32) times one of a single row; beyond ROWS rows altogether it takes longer than the guesses save.
+GUESSES, ROWS = 15, 64
 
 
 class Decoder:
@@ -40,6 +43,10 @@ class Decoder:
         """Begin `batch` sequences."""
         return Session(self, batch)
 
+    def guesses(self, sequences: int) -> int:
+        """How many tokens a pass shall guess ahead in each of some sequences."""
+        return max(1, min(GUESSES, ROWS // sequences - 1))
+
 
 class Session:
     """Sequences of one length that grow together; what they have seen is kept as keys and values."""
@@ -48,6 +55,7 @@ class Session:
         self.decoder = decoder
         self.seen = 0
         self.batch = batch
+        self._filled = 0  # of the cache, along the tokens: what lies behind may be anything
         self.prefix = self._room(0, 0)  # of what several sequences have in common
         self.cache = self._room(batch, decoder.config.block_size)
 
@@ -73,22 +81,47 @@ class Session:
         rows, count = tokens.shape
         self.prefix = self._room(rows, count)
         self.cache = self._room(self.batch, self.decoder.config.block_size - count)
-        return self._run(tokens, self.prefix, None).repeat_interleave(self.batch // rows, 0)
+        return self._run(tokens, self.prefix, None, [0], 1)[:, 0].repeat_interleave(self.batch // rows, 0)
 
     def feed(self, tokens: Tensor) -> Tensor:
         """Append tokens (B, t) and give the logits (B, V), float32, for the token that comes next."""
-        return self._run(tokens, self.cache, self.prefix if self.prefix.numel() else None)
+        return self._run(tokens, self.cache, self._before(), [self.seen], 1)[:, 0]
 
-    def _run(self, tokens: Tensor, cache: Tensor, prefix: Tensor | None) -> Tensor:
-        d = self.decoder
-        end = self.seen + tokens.shape[1]
-        x = F.embedding(tokens, d.tokens) + d.positions[self.seen : end]  # (B, t, C)
-        start = self.seen - (prefix.shape[4] if prefix is not None else 0)
+    def look_ahead(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
+        """Put tokens (B, t) behind the first `starts` of each sequence: logits (B, t, V), float32, behind each of them.
+
+        They may be guesses: they stand until another call puts others there. `seen`, behind which `feed` goes on, is
+        the caller's to set.
+        """
+        alike = all(one == starts[0] for one in starts)
+        return self._run(tokens, self.cache, self._before(), starts[:1] if alike else starts, tokens.shape[1])
+
+    def _before(self) -> Tensor | None:
+        return self.prefix if self.prefix.numel() else None
+
+    def _run(
+        self, tokens: Tensor, cache: Tensor, prefix: Tensor | None, starts: Sequence[int], wanted: int
+    ) -> Tensor:
+        """Logits (B, wanted, V) behind the last of some tokens (B, t). `starts` has one number if they are the same."""
+        d, count = self.decoder, tokens.shape[1]
+        if len(starts) == 1:
+            positions = d.positions[starts[0] : starts[0] + count]  # (t, C)
+        else:
+            places = torch.tensor(starts, device=d.device)[:, None] + torch.arange(count, device=d.device)
+            positions = d.positions[places]  # (B, t, C)
+        x = F.embedding(tokens, d.tokens) + positions  # (B, t, C)
+        own = [start - (prefix.shape[4] if prefix is not None else 0) for start in starts]
+        step = _Step(own, count, cache[0], causal=prefix is None)
+        if cache is self.cache:
+            if len(starts) > 1:  # hidden from a sequence that is behind the others, but not a number even so
+                cache[..., self._filled : step.end, :] = 0
+            self._filled = max(self._filled, step.end)
         for number, block in enumerate(d.blocks):
+            last = number == len(d.blocks) - 1
             before = prefix[number] if prefix is not None else None
-            x = block.forward(x, cache[number], start, before, only_last=number == len(d.blocks) - 1)
-        self.seen = end
-        x = F.layer_norm(x[:, -1], (d.config.width,), *d.norm)
+            x = block.forward(x, cache[number], step, before, wanted if last else count)
+        self.seen = max(starts) + count
+        x = F.layer_norm(x, (d.config.width,), *d.norm)
         return d.head(x).float()
 
     def _room(self, batch: int, tokens: int) -> Tensor:
@@ -107,20 +140,17 @@ class KeptSessions:
 
     def __init__(self, limit: int = KEPT_BYTES) -> None:
         self.limit = limit
-        self._kept: dict[Again, dict[tuple[int, int], Session]] = {"soon": {}, "later": {}}
+        self._kept: dict[tuple[int, int], Session] = {}
 
     def take(self, window: tuple[int, int]) -> Session | None:
         """The window's session, which is kept no more."""
-        return self._kept["soon"].pop(window, None) or self._kept["later"].pop(window, None)
+        return self._kept.pop(window, None)
 
-    def put(self, window: tuple[int, int], session: Session, again: Again) -> None:
-        """Keep it if it is asked again and there is room; what is asked soon goes before what is asked later."""
-        if again == "never":
-            return
-        soon, later = self._kept["soon"], self._kept["later"]
-        self._kept[again][window] = session
-        while sum(one.bytes for one in (*soon.values(), *later.values())) > self.limit:
-            (later or soon).popitem()
+    def put(self, window: tuple[int, int], session: Session) -> None:
+        """Keep it if there is room."""
+        self._kept[window] = session
+        while sum(one.bytes for one in self._kept.values()) > self.limit:
+            self._kept.popitem()
 
 
 class _FusedBlock:
@@ -138,26 +168,61 @@ class _FusedBlock:
         self.down = projection(down.weight, down.bias, precision)
         self.norm1, self.norm2 = _norm_weights(block.ln1, dtype), _norm_weights(block.ln2, dtype)
 
-    def forward(self, x: Tensor, cache: Tensor, start: int, before: Tensor | None, only_last: bool) -> Tensor:
-        """(B, t, C) -> the same; behind the last block only the last row is of use, so only it is computed.
+    def forward(self, x: Tensor, cache: Tensor, step: _Step, before: Tensor | None, wanted: int) -> Tensor:
+        """(B, t, C) -> (B, wanted, C): behind the last block only the rows whose logits are wanted are computed.
 
         Args:
-            cache: (2, B, heads, n, d) keys and values, of which `start` are there; those of x are added.
+            cache: (2, B, heads, n, d) keys and values; those of x are put where the step says.
             before: (2, A, heads, m, d), what stands before them and is shared, or None.
         """
         batch, count, width = x.shape
-        end = start + count
         h = F.layer_norm(x, (width,), *self.norm1)
         qkv = self.qkv(h).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, heads, t, d)
-        cache.narrow(3, start, count).copy_(qkv[1:])
-        q = qkv[0].to(cache.dtype)
-        if only_last:
-            q, x, count = q[:, :, -1:], x[:, -1:], 1
-        keys, values = cache.narrow(3, 0, end).unbind(0)  # (B, heads, end, d)
-        y = attend(q, keys, values) if before is None else attend_after(before, q, keys, values)
+        step.keep(cache, qkv[1:])
+        q, hidden = qkv[0].to(cache.dtype), step.hidden
+        keys, values = cache.narrow(3, 0, step.end).unbind(0)  # (B, heads, end, d)
+        if wanted < count:
+            q, x, count = q[:, :, -wanted:], x[:, -wanted:], wanted
+            hidden = step.hidden_from_last(wanted, cache)
+        y = (
+            attend(q, keys, values, hidden)
+            if before is None
+            else attend_after(before, q, keys, values, hidden)
+        )
         x = x + self.proj(y.transpose(1, 2).reshape(batch, count, width).to(x.dtype))
         h = F.layer_norm(x, (width,), *self.norm2)
         return x + self.down(F.gelu(self.up(h)))
+
+
+class _Step:
+    """Where the tokens of one pass stand among those that are kept: the same for every block.
+
+    Args:
+        starts: how many kept tokens stand before them in each sequence, or one number for all.
+        count: tokens of each sequence.
+        cache: (2, B, heads, n, d), of any block.
+        causal: nothing stands before what is kept.
+    """
+
+    def __init__(self, starts: Sequence[int], count: int, cache: Tensor, causal: bool) -> None:
+        self.starts, self.count, self.end = starts, count, max(starts) + count
+        whole = causal and self.end == count  # the kernels know this case
+        self.hidden = None if whole else hide(starts, count, cache)
+        self._rows = torch.arange(len(starts), device=cache.device)[:, None]
+        self._places = torch.tensor(starts, device=cache.device)[:, None] + torch.arange(
+            count, device=cache.device
+        )
+
+    def keep(self, cache: Tensor, found: Tensor) -> None:
+        """Put keys and values (2, B, heads, t, d) where they belong."""
+        if len(self.starts) == 1:
+            cache.narrow(3, self.starts[0], self.count).copy_(found)
+        else:  # (B, t, 2, heads, d); torch's scatter would copy all that is kept
+            cache[:, self._rows, :, self._places] = found.permute(1, 3, 0, 2, 4).to(cache.dtype)
+
+    def hidden_from_last(self, wanted: int, cache: Tensor) -> Tensor | None:
+        """What is hidden from the last tokens."""
+        return hide([start + self.count - wanted for start in self.starts], wanted, cache)
 
 
 def _norm_weights(layer: torch.nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

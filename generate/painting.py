@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from generate.decoding import Decoder, KeptSessions, Session
+from generate.drafting import Drafts
 from generate.window import Task, block_waves, exact_waves
 
 # Windows that share a step: up to here a step costs little more than for one, and memory must not grow with the
@@ -47,13 +49,14 @@ class Chance:
         if self.top_k < logits.shape[1]:
             smallest = scaled.topk(self.top_k, dim=1).values[:, -1:]
             scaled = scaled.masked_fill(scaled < smallest, -torch.inf)
-        noise = np.stack([self._gumbel(place, logits.shape[1]) for place in places])
+        noise = np.stack([_gumbel(self.seed, *place, logits.shape[1]) for place in places])
         return (scaled + torch.from_numpy(noise).to(scaled)).argmax(1)
 
-    def _gumbel(self, place: tuple[int, int, int], count: int) -> NDArray[np.float64]:
-        number, row, column = place
-        random = np.random.Generator(np.random.Philox(key=[self.seed, number], counter=[0, 0, row, column]))
-        return random.gumbel(size=count)
+
+@lru_cache(maxsize=1024)  # a place that is guessed is drawn more than once
+def _gumbel(seed: int, number: int, row: int, column: int, count: int) -> NDArray[np.float32]:
+    random = np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, row, column]))
+    return random.gumbel(size=count).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -180,30 +183,44 @@ class _Canvas:
         return tuple(place for place in task.places if not window[place])
 
     def _paint_group(self, places: tuple[int, ...], tasks: list[Task]) -> Iterator[int]:
-        known = self._windows(self.tokens, tasks)  # (tasks B, side side)
+        cells, both = self.side * self.side, len(self.conditions)
         session = self._session(places, tasks)
-        cells = self.side * self.side
-        both = len(self.conditions)
-        logits: Tensor | None = None
+        known = self._windows(self.tokens, tasks)  # (tasks B, cells)
+        drafts = Drafts(places, known.cpu().numpy(), self.decoder.guesses(both * len(known)))
+        starts, logits = drafts.fed.copy(), self._begin(session, known, places[0], tasks)[:, None]
+        while True:
+            guided, told = self._guide(logits)  # (tasks B, t, V)
+            drawn = self._draw(guided.flatten(0, 1), tasks, _behind(starts, guided.shape[1]))
+            drawn = drawn.view(guided.shape[:2])
+            news = drafts.settle(starts, drawn.cpu().numpy())
+            self._put(drafts, tasks)
+            likely = told.log_softmax(2).gather(2, drawn[..., None])[..., 0]
+            likely = likely.cpu().masked_fill(~torch.from_numpy(news), 0)
+            self.log_likelihood += likely.view(len(tasks), -1, likely.shape[1]).sum((0, 2))
+            yield int(news.sum())
+            if drafts.done:
+                break
+            starts, count = drafts.next_pass()
+            if lacking := drafts.lacking(starts, count):
+                nearest = guided[[window for window, _ in lacking], -1]
+                drafts.guess(lacking, self._draw(nearest, tasks, lacking).tolist())
+            tokens = torch.from_numpy(drafts.tokens(starts, count)).to(known)
+            logits = session.look_ahead(tokens.repeat(both, 1), [cells + start for start in starts] * both)
+        session.seen = cells + places[-1]
+        if len(tasks) == 1 and tasks[0].again:
+            self.kept.put((tasks[0].top, tasks[0].left), session)
+
+    def _begin(self, session: Session, known: Tensor, place: int, tasks: list[Task]) -> Tensor:
+        """Logits for the first place, behind everything that is known before it."""
+        cells, logits = self.side * self.side, None
         if self.alike and session.seen == 0:  # paintings of one mask
             logits = session.share(torch.cat([self._windows(one[:1], tasks) for one in self.conditions]))
-        for place in places:
-            missing = cells + place - session.seen
-            if missing:  # known tokens that lie between the last one drawn and this one
-                first = session.seen - cells
-                if first < 0:
-                    masks = torch.cat([self._windows(one, tasks) for one in self.conditions])
-                    tokens = torch.cat([masks, known[:, :place].repeat(both, 1)], 1)
-                    tokens = tokens[:, session.seen :]
-                else:
-                    tokens = known[:, first:place].repeat(both, 1)
-                logits = session.feed(tokens)
-            assert logits is not None, "places ascend, so something is always missing"
-            known[:, place] = self._draw(logits, place, tasks)
-            self._put(place, tasks, known[:, place])
-            yield len(known)
-        if len(tasks) == 1:
-            self.kept.put((tasks[0].top, tasks[0].left), session, tasks[0].again)
+        if session.seen < cells + place:
+            masks = torch.cat([self._windows(one, tasks) for one in self.conditions])
+            tokens = torch.cat([masks, known[:, :place].repeat(len(self.conditions), 1)], 1)
+            logits = session.feed(tokens[:, session.seen :])
+        assert logits is not None, "places ascend, so something is always missing"
+        return logits
 
     def _session(self, places: tuple[int, ...], tasks: list[Task]) -> Session:
         kept = self.kept.take((tasks[0].top, tasks[0].left)) if len(tasks) == 1 else None
@@ -216,19 +233,30 @@ class _Canvas:
         cut = [grid[:, t.top : t.top + self.side, t.left : t.left + self.side].flatten(1) for t in tasks]
         return torch.cat(cut)
 
-    def _draw(self, logits: Tensor, place: int, tasks: list[Task]) -> Tensor:
-        row, column = divmod(place, self.side)
-        told, *silent = logits[:, : self.codes].chunk(len(self.conditions))
-        guided = silent[0] + self.scale * (told - silent[0]) if silent else told
-        places = [(number, t.top + row, t.left + column) for t in tasks for number in self.numbers]
-        drawn = self.chance.draw(guided, places)
-        likely = told.log_softmax(1).gather(1, drawn[:, None])[:, 0]
-        self.log_likelihood += likely.view(len(tasks), -1).sum(0).cpu()
-        return drawn
+    def _guide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """What tokens are drawn from, and what the mask alone tells: (tasks B, t, V) each."""
+        told, *silent = logits[..., : self.codes].chunk(len(self.conditions))
+        return (silent[0] + self.scale * (told - silent[0]) if silent else told), told
 
-    def _put(self, place: int, tasks: list[Task], drawn: Tensor) -> None:
-        """Set one place of each task's window: drawn is (tasks B,)."""
-        row, column = divmod(place, self.side)
-        for task, tokens in zip(tasks, drawn.view(len(tasks), -1), strict=True):
-            self.tokens[:, task.top + row, task.left + column] = tokens
-            self.painted[task.top + row, task.left + column] = True
+    def _draw(self, logits: Tensor, tasks: list[Task], where: Sequence[tuple[int, int]]) -> Tensor:
+        """One token a row of logits, for (window, place) each."""
+        places = []
+        for window, place in where:
+            task, number = tasks[window // len(self.numbers)], self.numbers[window % len(self.numbers)]
+            row, column = divmod(place, self.side)
+            places.append((number, task.top + row, task.left + column))
+        return self.chance.draw(logits, places)
+
+    def _put(self, drafts: Drafts, tasks: list[Task]) -> None:
+        """Copy what is settled on all canvases to them."""
+        tokens, settled = torch.from_numpy(drafts.windows).to(self.tokens), torch.from_numpy(drafts.settled)
+        shape = (len(tasks), -1, self.side, self.side)
+        for task, windows, there in zip(tasks, tokens.view(shape), settled.view(shape).all(1), strict=True):
+            rows, columns = (slice(start, start + self.side) for start in (task.top, task.left))
+            self.tokens[:, rows, columns] = torch.where(there, windows, self.tokens[:, rows, columns])
+            self.painted[rows, columns] |= there
+
+
+def _behind(starts: Sequence[int], count: int) -> list[tuple[int, int]]:
+    """(window, place) that the logits behind each of `count` tokens tell."""
+    return [(window, start + n + 1) for window, start in enumerate(starts) for n in range(count)]

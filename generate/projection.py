@@ -44,7 +44,7 @@ def projection(weight: Tensor, bias: Tensor | None, precision: Precision) -> Pro
     dtype = activations(precision)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     on_cpu = weight.device.type == "cpu" and _has_onednn()
-    if precision == "bfloat16" and on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if on_cpu and (precision == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return PackedProjection(weight, bias)
     return DenseProjection(weight, bias)
 
@@ -64,18 +64,20 @@ class DenseProjection:
 
 
 class PackedProjection(DenseProjection):
-    """Weights also in the order in which oneDNN reads them, for more than one row.
+    """Weights also in the order in which oneDNN reads them, for more than a few rows.
 
-    `F.linear` sorts them anew in every such call: 8 rows through the seed document's transformer take 40 ms so, 30 ms
-    packed. A single row needs no sorting, and takes 38 ms a step as they are, 40 ms packed.
+    `F.linear` sorts them anew in every such call. In bfloat16 8 rows through the seed document's transformer take 40 ms
+    so and 30 ms packed, but a single row needs no sorting: 38 ms as they are, 40 ms packed. In float32 it is quicker up
+    to three rows (3: 63 and 75 ms), then much slower (8: 149 and 82 ms).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self.few = 1 if weight.dtype == torch.bfloat16 else 3
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.numel() == x.shape[-1]:
+        if x.numel() <= self.few * x.shape[-1]:
             return super().__call__(x)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return y
@@ -105,25 +107,25 @@ class Int8Projection:
         self.bias = torch.zeros(len(weight)) if bias is None else bias.float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        largest = x.abs().amax(-1, keepdim=True).clamp_(min=1e-12)
+        step = x.abs().amax(-1, keepdim=True).clamp_(min=1e-12).div_(127)
         few = x.numel() <= FEW * x.shape[-1] or self.for_many is None
         multiply = self._few if few else self._many
-        return torch.addcmul(self.bias, multiply(x / largest), largest)
+        return torch.addcmul(self.bias, multiply(x / step), step)
 
     def _few(self, x: Tensor) -> Tensor:
-        """Rows in [-1, 1] times the weights."""
+        """Rows in [-127, 127], rounded, times the weights."""
         y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            x, 1 / 127, 128, self.for_few
+            x, 1.0, 128, self.for_few
         )
         return y
 
     def _many(self, x: Tensor) -> Tensor:
         """The same; x is spent."""
-        whole = x.mul_(127).round_().add_(128).to(torch.uint8)
+        whole = x.round_().to(torch.int8)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             whole,
-            1 / 127,
-            128,
+            1.0,
+            0,
             self.for_many,
             self.scales,
             self.zeros,

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
-
-Again = Literal["soon", "later", "never"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +13,7 @@ class Task:
     top: int  # the window's first row and column on the canvas
     left: int
     places: tuple[int, ...]  # raster numbers inside the window, ascending
-    again: Again = "never"  # the same window is asked for the next column, for a later row, or no more
+    again: bool = False  # the same window is asked for a later row
 
 
 def local(index: int, length: int, side: int) -> int:
@@ -41,12 +38,15 @@ def exact_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
     """Every token in its own window, as the reference paints; the tasks of one wave do not need one another.
 
     Token (i, j) needs what its window holds before it: rows up to i - 1, columns up to its window's right edge.
-    So a row can follow the one above at a distance, and several rows are painted at once.
+    So a row can follow the one above at a distance, and several rows are painted at once. Near the borders the window
+    stands still: the tokens that it paints in a row make one task, and whole rows where it is as wide as the canvas.
     """
-    starts = [
-        [_start(j, width, side) for j in range(width)],
-        [_start(i, height, side) for i in range(height)],
-    ]
+    lefts, tops = ([_start(n, length, side) for n in range(length)] for length in (width, height))
+    if width == side:
+        for top in sorted(set(tops)):
+            rows = [i - top for i in range(height) if tops[i] == top]
+            yield [Task(top, 0, tuple(range(rows[0] * side, (rows[-1] + 1) * side)))]
+        return
     done = [0] * height  # tokens painted in each row
     while done[-1] < width:
         wave = []
@@ -54,16 +54,14 @@ def exact_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
             j = done[i]
             if j == width:
                 continue
-            left = starts[0][j]
+            left, top = lefts[j], tops[i]
             if i > 0 and done[i - 1] < min(left + side, width):
                 break  # the row above is not far enough, so no row below it is either
-            top = starts[1][i]
-            soon = j + 1 < width and starts[0][j + 1] == left
-            later = i + 1 < height and starts[1][i + 1] == top
-            again: Again = "soon" if soon else "later" if later else "never"
-            wave.append((i, Task(top, left, ((i - top) * side + j - left,), again)))
-        for i, _ in wave:
-            done[i] += 1
+            first = (i - top) * side - left
+            again = i + 1 < height and tops[i + 1] == top
+            wave.append((i, Task(top, left, tuple(range(first + j, first + j + lefts.count(left))), again)))
+        for i, task in wave:
+            done[i] += len(task.places)
         yield [task for _, task in wave]
 
 

@@ -91,6 +91,19 @@ def test_rows_follow_each_other_at_a_distance() -> None:
     assert sum(1 for _ in exact_waves(64, 64, 16)) < 64 * 64 / 3.5
 
 
+def test_a_window_that_stands_still_is_one_task() -> None:
+    """So that what it paints can be guessed ahead."""
+    assert [len(task.places) for wave in exact_waves(16, 16, 16) for task in wave] == [256]
+    tall = [task for wave in exact_waves(24, 16, 16) for task in wave]
+    assert [(task.top, len(task.places)) for task in tall] == [
+        (0, 9 * 16),
+        *((top, 16) for top in range(1, 8)),
+        (8, 8 * 16),
+    ]
+    wide = [task for wave in exact_waves(16, 24, 16) for task in wave][:9]
+    assert [len(task.places) for task in wide] == [9, 1, 1, 1, 1, 1, 1, 1, 8]
+
+
 def test_the_windows_place_by_hand() -> None:
     assert [local(i, 20, 16) for i in range(20)] == [*range(9), 8, 8, 8, 8, *range(9, 16)]
     assert [local(i, 16, 16) for i in range(16)] == list(range(16))
@@ -186,18 +199,14 @@ def test_windows_that_share_a_step_are_few_and_change_no_token(
     assert max(asked) <= max(sequences, 2)
 
 
-def test_sessions_asked_soon_are_kept_before_those_asked_later() -> None:
+def test_where_sessions_do_not_all_fit_the_last_one_goes() -> None:
     decoder = Decoder(transformer())
-    sessions = [decoder.session(1) for _ in range(4)]
+    sessions = [decoder.session(1) for _ in range(3)]
     kept = KeptSessions(2 * sessions[0].bytes)
-    kept.put((0, 1), sessions[0], "later")
-    kept.put((0, 2), sessions[1], "later")
-    kept.put((0, 3), sessions[2], "later")
-    kept.put((0, 0), sessions[3], "soon")
-    assert kept.take((0, 0)) is sessions[3]
-    assert kept.take((0, 1)) is sessions[0]
-    assert kept.take((0, 2)) is None
-    assert kept.take((0, 3)) is None
+    for n, session in enumerate(sessions):
+        kept.put((0, n), session)
+    assert [kept.take((0, n)) for n in range(3)] == [sessions[0], sessions[1], None]
+    assert kept.take((0, 0)) is None
 
 
 def test_small_canvas_and_odd_stride_are_refused() -> None:

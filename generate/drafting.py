@@ -1,0 +1,112 @@
+"""Guesses at the tokens that come next, so that one pass of the transformer can settle several of them.
+
+A token is the largest of its logits and of noise that is known before it is drawn (see `Chance`). So a guess that turns
+out equal to what is drawn behind the tokens before it *is* that token, and nothing about the painting changes: only how
+many passes it takes. Where a guess was wrong, the draws behind it are the next guesses.
+
+Source: Song et al. 2021, Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving, algorithm 1
+(Jacobi iteration); Teng et al. 2024 (arXiv:2410.01699) for sampled image tokens. That the noise is fixed makes the
+iteration's result exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int64]
+
+
+class Drafts:
+    """Windows of one shape that are painted side by side, each at its own pace.
+
+    A pass runs some tokens of every window, from the first one on that has not run yet, or has run as a wrong guess.
+    The logits behind a token tell the one after it.
+
+    Args:
+        places: raster numbers that are to be painted, ascending; everything before the last of them is known else.
+        windows: (N, cells) the tokens that are known.
+        guesses: that a pass may run in each window; 0 draws one token a pass.
+    """
+
+    def __init__(self, places: Sequence[int], windows: Tokens, guesses: int) -> None:
+        self.windows = windows.copy()
+        self.guesses = guesses
+        self.last = places[-1]
+        self.fed = [places[0] - 1] * len(windows)  # the first token of each window that has to run
+        self.begun = False
+        self._guess = np.full_like(windows, -1)
+        self._open = np.zeros(windows.shape, bool)  # not settled yet
+        self._open[:, places] = True
+        self._asked = self._open[0].copy()
+
+    @property
+    def done(self) -> bool:
+        """Is everything settled."""
+        return self.begun and min(self.fed) == self.last
+
+    @property
+    def settled(self) -> NDArray[np.bool_]:
+        """(N, cells) what was asked for and is settled."""
+        found: NDArray[np.bool_] = self._asked & ~self._open
+        return found
+
+    def next_pass(self) -> tuple[list[int], int]:
+        """First token of each window's next pass, and how many tokens it has."""
+        slowest = min(self.fed)
+        guesses, end = 0, slowest + 1  # behind the last token that runs
+        while end < self.last and guesses + self._asked[end] <= self.guesses:
+            guesses += self._asked[end]
+            end += 1
+        count = end - slowest
+        return [min(fed, self.last - count) for fed in self.fed], count
+
+    def lacking(self, starts: Sequence[int], count: int) -> list[tuple[int, int]]:
+        """(window, place) of those that a pass runs, but that nobody has guessed yet."""
+        return [
+            (window, place)
+            for window, start in enumerate(starts)
+            for place in range(start + 1, start + count)
+            if self._open[window, place] and self._guess[window, place] < 0
+        ]
+
+    def guess(self, where: Sequence[tuple[int, int]], tokens: Sequence[int]) -> None:
+        """Guess these."""
+        for (window, place), token in zip(where, tokens, strict=True):
+            self._guess[window, place] = token
+
+    def tokens(self, starts: Sequence[int], count: int) -> Tokens:
+        """(N, count) what a pass runs: what is known, else the guesses."""
+        both = np.where(self._open, self._guess, self.windows)
+        return np.stack([row[start : start + count] for row, start in zip(both, starts, strict=True)])
+
+    def settle(self, starts: Sequence[int], drawn: Tokens) -> NDArray[np.bool_]:
+        """Take what was drawn behind each token of a pass, as far as the tokens before it were right.
+
+        Args:
+            drawn: (N, count).
+
+        Returns:
+            (N, count) bool, which of them are settled now and were not before.
+        """
+        self.begun = True
+        news = np.zeros(drawn.shape, bool)
+        count = drawn.shape[1]
+        for window, start in enumerate(starts):
+            first, end = self.fed[window] - start, start + count
+            self.fed[window] = end
+            for n in range(first, count):
+                place = start + n + 1
+                if not self._open[window, place]:
+                    continue
+                right = self._guess[window, place] == drawn[window, n]
+                self.windows[window, place] = drawn[window, n]
+                self._open[window, place] = False
+                news[window, n] = True
+                if place < end and not right:
+                    self.fed[window] = place
+                    self._guess[window, place + 1 : end + 1] = drawn[window, n + 1 :]
+                    break
+        return news

@@ -1,0 +1,108 @@
+"""Guessing ahead settles several tokens in one pass, and never another token than one at a time would."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from golden_models import transformer
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from generate.decoding import Decoder
+from generate.drafting import Drafts, Tokens
+from generate.painting import Chance, Given, Guidance, paint_tokens
+
+CELLS = 12
+
+
+def truth(window: int, before: list[int]) -> int:
+    """A stand-in for a transformer that is hard to foretell: all tokens before decide the next one."""
+    return (sum((n + 1) * token for n, token in enumerate(before)) + window) % 3
+
+
+def painted(places: list[int], start: Tokens, guesses: int) -> tuple[Tokens, int]:
+    """All places through `Drafts`, and how many passes it took."""
+    drafts = Drafts(places, start, guesses)
+    starts, count, passes = drafts.fed.copy(), 1, 0
+    while True:
+        if passes:
+            starts, count = drafts.next_pass()
+            lacking = drafts.lacking(starts, count)
+            drafts.guess(lacking, [(7 * place) % 3 for _, place in lacking])
+            ran = drafts.tokens(starts, count)
+        drawn = np.zeros((len(start), count), int)
+        for window, first in enumerate(starts):
+            seen = drafts.windows[window].tolist()
+            if passes:
+                seen[first : first + count] = ran[window].tolist()
+            for n in range(count):
+                drawn[window, n] = truth(window, seen[: first + n + 1])
+        news = drafts.settle(starts, drawn)
+        passes += 1
+        assert news.any(1).sum() >= 1
+        if drafts.done:
+            return drafts.windows, passes
+
+
+@given(st.data())
+def test_whatever_is_guessed_the_tokens_are_those_of_one_at_a_time(data: st.DataObject) -> None:
+    places = sorted(data.draw(st.sets(st.integers(0, CELLS - 1), min_size=1)))
+    windows = data.draw(st.integers(1, 3))
+    start = np.array(
+        data.draw(st.lists(st.integers(0, 2), min_size=windows * CELLS, max_size=windows * CELLS))
+    )
+    start = start.reshape(windows, CELLS)
+    expected = start.copy()
+    for window in range(windows):
+        for place in places:
+            expected[window, place] = truth(window, expected[window, :place].tolist())
+    found, passes = painted(places, start, data.draw(st.integers(0, 6)))
+    assert (found[:, : places[-1] + 1] == expected[:, : places[-1] + 1]).all()
+    assert passes <= windows * len(places)
+
+
+@pytest.mark.parametrize("stride", [1, 8])
+@pytest.mark.parametrize("ahead", [1, 3, 40])
+def test_guesses_change_no_token(stride: int, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(*size: int) -> Tensor:
+        return torch.randint(64, size, generator=torch.Generator().manual_seed(sum(size)))
+
+    decoder, chance = Decoder(transformer()), Chance(temperature=1.0, top_k=20, seed=3)
+    masks, stands = drawn(2, 17, 25), Given(drawn(17, 25), drawn(17, 25) < 20)
+    guidance = Guidance(1.5, drawn(1, 17, 25))
+    passes: list[int] = []
+
+    def paint(guesses: int) -> Tensor:
+        monkeypatch.setattr(decoder, "guesses", lambda sequences: guesses)
+        passes.clear()
+        done = paint_tokens(
+            decoder, masks, chance, stride, advance=passes.append, given=stands, guidance=guidance
+        )
+        assert sum(passes) == 2 * int((~stands.where).sum())
+        return done.tokens
+
+    usual, alone = paint(0), len(passes)
+    assert torch.equal(paint(ahead), usual)
+    assert len(passes) < alone
+
+
+def test_sequences_look_ahead_at_their_own_pace() -> None:
+    decoder, random = Decoder(transformer()), torch.Generator().manual_seed(0)
+    tokens = torch.randint(64, (3, 60), generator=random)
+    with torch.inference_mode():
+        session = decoder.session(3)
+        session.cache.fill_(torch.nan)  # what is not filled may be anything
+        session.feed(tokens[:, :40])
+        wrong = torch.randint(64, (3, 9), generator=random)
+        session.look_ahead(wrong, [40, 40, 40])
+        starts = [40, 43, 46]
+        session.look_ahead(tokens[:, 40:46], [40])
+        ahead = torch.stack([row[start : start + 5] for row, start in zip(tokens, starts, strict=True)])
+        found = session.look_ahead(ahead, starts)
+        for n, start in enumerate(starts):
+            plain = decoder.session(1)
+            plain.feed(tokens[n : n + 1, :start])
+            expected = [plain.feed(tokens[n : n + 1, t : t + 1])[0] for t in range(start, start + 5)]
+            torch.testing.assert_close(found[n], torch.stack(expected), atol=1e-4, rtol=0)
