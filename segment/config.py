@@ -76,6 +76,11 @@ class TrainConfig:
     mix: float = setting(
         0.5, "Share of the machine-labelled crops into which a piece of another is pasted.", low=0.0, high=1.0
     )
+    consistency: bool = setting(
+        False,
+        "In these rounds the running average labels each crop anew, as it is before its colours are changed.",
+        source="arXiv:2208.09910",
+    )
     held_out: float = setting(
         0.1, "Share of the hand masks kept for validation, from 20 masks on.", low=0.0, high=0.5
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from segment.config import TrainConfig
 from segment.data import Sample
 
 Crop = tuple[Tensor, Tensor]  # (3, c, c) uint8 pixels, (c, c) uint8 class indices
+_Pair = tuple[Tensor, Tensor, Tensor]  # two views (3, c, c), and where the second is pasted (c, c)
 
 
 class MachineLabelled(Protocol):
@@ -28,7 +29,18 @@ class MachineLabelled(Protocol):
         """Painting n with the labels of a round, from 1."""
 
 
-class Crops(Dataset[tuple[Tensor, Tensor, float]]):
+class Item(TypedDict):
+    """One crop to learn from."""
+
+    pixels: Tensor  # (3, c, c) uint8
+    labels: Tensor  # (c, c) int64 class indices
+    weight: float  # of its labels
+    machine: bool  # labelled by the model
+    views: Tensor  # (2, 3, c, c) uint8: what a machine-labelled crop was made of, its colours unchanged; else (0,)
+    pasted: Tensor  # (c, c) bool: where it shows the second; else (0,)
+
+
+class Crops(Dataset[Item]):
     """Augmented crops. Item n depends on the seed and n alone, so a resumed run sees what it would have seen.
 
     Args:
@@ -42,19 +54,35 @@ class Crops(Dataset[tuple[Tensor, Tensor, float]]):
     ) -> None:
         self.samples, self.config, self.rest = list(samples), config, rest
 
-    def __getitem__(self, n: int) -> tuple[Tensor, Tensor, float]:
-        """Crop n: (3, crop, crop) uint8, (crop, crop) int64 class indices, and the weight of its labels."""
+    def __getitem__(self, n: int) -> Item:
+        """Crop n."""
         config = self.config
         step, place = divmod(n, config.batch)
         chance = np.random.default_rng((config.seed, 1, n))
         round_ = config.round_of(step) if self.rest is not None else 0
         by_hand = config.batch - (config.machine_crops if round_ else 0)
-        if place < by_hand:
-            pixels, labels = self._crop(chance, self._by_hand(step * by_hand + place))
-            return _recolour(chance, pixels, config.colour), labels.long(), 1.0
-        assert self.rest is not None
-        pixels, labels = self._strong(chance, self.rest, round_)
-        return pixels, labels.long(), config.machine_weight
+        if place >= by_hand:
+            assert self.rest is not None
+            return self._strong(chance, self.rest, round_)
+        pixels, labels = self._crop(chance, self._by_hand(step * by_hand + place))
+        return self._item(_recolour(chance, pixels, config.colour), labels, 1.0)
+
+    def _item(self, pixels: Tensor, labels: Tensor, weight: float, made_of: _Pair | None = None) -> Item:
+        side = self.config.crop if self.config.consistency else 0
+        views, pasted = (
+            torch.zeros(2, 3, side, side, dtype=torch.uint8),
+            torch.zeros(side, side, dtype=torch.bool),
+        )
+        if made_of and self.config.consistency:
+            views, pasted = torch.stack(made_of[:2]), made_of[2]
+        return Item(
+            pixels=pixels,
+            labels=labels.long(),
+            weight=weight,
+            machine=made_of is not None,
+            views=views,
+            pasted=pasted,
+        )
 
     def _by_hand(self, n: int) -> Sample:
         """Each painting once before any comes again."""
@@ -62,21 +90,22 @@ class Crops(Dataset[tuple[Tensor, Tensor, float]]):
         order = np.random.default_rng((self.config.seed, 0, around)).permutation(len(self.samples))
         return self.samples[int(order[place])]
 
-    def _strong(self, chance: np.random.Generator, rest: MachineLabelled, round_: int) -> Crop:
+    def _strong(self, chance: np.random.Generator, rest: MachineLabelled, round_: int) -> Item:
         """A machine-labelled crop made hard: stronger colours, and a piece of another pasted in.
 
         Source: arXiv:1905.04899 (CutMix); arXiv:2106.05095 (ST++: strong augmentation of the student).
         """
         strength = min(1.0, 1.5 * self.config.colour)
         first, second = (rest.sample(int(chance.integers(len(rest))), round_) for _ in range(2))
-        pixels, labels = self._crop(chance, first)
-        pixels = _recolour(chance, pixels, strength)
+        weak, labels = self._crop(chance, first)
+        pixels = _recolour(chance, weak, strength)
+        other, pasted = weak, torch.zeros(labels.shape, dtype=torch.bool)
         if chance.random() < self.config.mix:
             other, theirs = self._crop(chance, second)
-            place = _box(chance, self.config.crop)  # (c, c)
-            pixels = torch.where(place, _recolour(chance, other, strength), pixels)
-            labels = torch.where(place, theirs, labels)
-        return pixels, labels
+            pasted = _box(chance, self.config.crop)  # (c, c)
+            pixels = torch.where(pasted, _recolour(chance, other, strength), pixels)
+            labels = torch.where(pasted, theirs, labels)
+        return self._item(pixels, labels, self.config.machine_weight, (weak, other, pasted))
 
     def _crop(self, chance: np.random.Generator, sample: Sample) -> Crop:
         """Cut a box at a random scale and aspect, scale it to the crop, perhaps mirrored; beyond it is padding."""

@@ -65,11 +65,13 @@ class Learner(L.LightningModule):
                 if isinstance(module, ASPPPooling):
                     module.eval()
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], number: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
         dropout = self.config.seed * 1_000_003 + self.global_step * self.config.processes
         torch.manual_seed(dropout + self.global_rank)  # the same after a resume
-        pixels, labels, weights = batch  # (B, 3, c, c) uint8, (B, c, c), (B,)
-        logits = self.net(normalise(pixels))  # of both heads, (B, K, c, c)
+        labels, weights = batch["labels"], batch["weight"]  # (B, c, c), (B,)
+        if self.config.consistency and batch["machine"].any():
+            labels = self._labelled_anew(batch)
+        logits = self.net(normalise(batch["pixels"]))  # of both heads, (B, K, c, c)
         loss = self._loss(logits["out"].float(), labels, weights)
         loss = loss + self.config.aux * self._cross_entropy(logits["aux"].float(), labels, weights)
         value = float(loss.detach())
@@ -78,6 +80,24 @@ class Learner(L.LightningModule):
         self.losses.append(value)
         self.log("loss", value)
         return loss
+
+    @torch.no_grad()
+    def _labelled_anew(self, batch: dict[str, Tensor]) -> Tensor:
+        """The batch's labels (B, c, c), those of machine-labelled crops by the running average, of the views that they
+        were made of. What is unlabelled stays so.
+
+        Source: Yang et al. 2023 (UniMatch), section 3.1, FixMatch for segmentation; the average as in Mean Teacher.
+        """
+        machine = batch["machine"]  # (B,)
+        views = batch["views"][machine]  # (M, 2, 3, c, c)
+        net = self.average.module.eval()
+        sure, found = net(normalise(views.flatten(0, 1)))["out"].float().softmax(1).max(1)  # (2 M, c, c)
+        first, second = found.where(sure >= self.config.sure, UNLABELLED).unflatten(0, (-1, 2)).unbind(1)
+        said = torch.where(batch["pasted"][machine], second, first)
+        labels = batch["labels"].clone()
+        before = labels[machine]
+        labels[machine] = said.where(before != UNLABELLED, UNLABELLED)
+        return labels
 
     def _loss(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         loss = self._cross_entropy(logits, labels, weights)

@@ -112,7 +112,7 @@ def test_crops_keep_painting_and_mask_aligned() -> None:
     crops = Crops([coded(seed=1), coded((70, 30), seed=2)], config)
     padded = 0
     for n in range(40):
-        pixels, labels, _ = crops[n]
+        pixels, labels = crops[n]["pixels"], crops[n]["labels"]
         assert pixels.shape == (3, 48, 48)
         assert labels.shape == (48, 48)
         inside = labels != UNLABELLED
@@ -129,9 +129,10 @@ def test_a_crop_depends_on_its_number_alone() -> None:
     forward = [crops[n] for n in range(5)]
     backward = [Crops([coded(seed=1), coded(seed=2)], SHORT)[n] for n in reversed(range(5))]
     for one, two in zip(forward, reversed(backward), strict=True):
-        assert torch.equal(one[0], two[0])
-        assert torch.equal(one[1], two[1])
-    assert not torch.equal(forward[0][0], Crops([coded(seed=1)], replace(SHORT, seed=9))[0][0])
+        assert torch.equal(one["pixels"], two["pixels"])
+        assert torch.equal(one["labels"], two["labels"])
+    other = Crops([coded(seed=1)], replace(SHORT, seed=9))[0]
+    assert not torch.equal(forward[0]["pixels"], other["pixels"])
 
 
 def test_rare_classes_are_drawn_more_often() -> None:
@@ -141,7 +142,7 @@ def test_rare_classes_are_drawn_more_often() -> None:
 
     def seen(rare: float) -> int:
         crops = Crops([sample], TrainConfig(crop=32, rare=rare, colour=0.0, scale_low=1.0, scale_high=1.0))
-        return sum(bool((crops[n][1] == 1).any()) for n in range(40))
+        return sum(bool((crops[n]["labels"] == 1).any()) for n in range(40))
 
     assert seen(1.0) > seen(0.0) + 5
 

@@ -10,15 +10,18 @@ import pytest
 import torch
 from segment_toys import SHORT, toy_workspace
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from annotate.classes import UNLABELLED, ClassTable
 from annotate.paintings import read_index
 from segment.config import TrainConfig
 from segment.crops import Crops
 from segment.data import Sample
-from segment.learner import dice_loss
-from segment.model import Segmenter, build
+from segment.learner import Learner, dice_loss
+from segment.model import WEIGHTS, Segmenter, build
 from segment.rounds import Rest, prepare
+from segment.train import train
 
 MIXED = TrainConfig(batch=4, crop=32, steps=6, rounds=1, mix=1.0, colour=0.0, rare=0.0, machine_weight=0.25)
 
@@ -97,21 +100,55 @@ def by_hand() -> list[Sample]:
 
 def test_machine_crops_fill_the_end_of_a_batch_from_the_first_round_on() -> None:
     crops = Crops(by_hand(), MIXED, Plain())
-    weights = [[crops[step * 4 + place][2] for place in range(4)] for step in range(6)]
+    weights = [[crops[step * 4 + place]["weight"] for place in range(4)] for step in range(6)]
     assert weights == [[1.0] * 4] * 3 + [[1.0, 1.0, 0.25, 0.25]] * 3
     for n in range(12, 24):
-        assert bool((crops[n][1] == 5).any()) == (n % 4 < 2)
+        assert bool((crops[n]["labels"] == 5).any()) == (n % 4 < 2)
+        assert crops[n]["machine"] == (n % 4 >= 2)
 
 
 def test_a_pasted_piece_keeps_its_labels() -> None:
     crops = Crops(by_hand(), MIXED, Plain())
     several = 0
     for n in (14, 15, 18, 19, 22, 23):
-        pixels, labels, _ = crops[n]
+        pixels, labels = crops[n]["pixels"], crops[n]["labels"]
         known = labels != UNLABELLED
         assert torch.equal(pixels[:, known], (labels[known] * 20 + 100).to(torch.uint8).expand(3, -1))
         several += len(torch.unique(labels[known])) > 1
     assert several
+
+
+def test_the_average_labels_the_views_that_a_machine_labelled_crop_was_made_of() -> None:
+    """It sees each view whole and in its own colours; what is padding stays unlabelled, and hand labels stay."""
+
+    class Painter(torch.nn.Module):
+        """Says of each pixel the class that `Plain` painted it with."""
+
+        def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            plain = (pixels[:, 0] * 0.229 + 0.485) * 255  # as `normalise` found it
+            label = ((plain - 100) / 20).round().long().clamp(0, 5)
+            return {"out": 9 * F.one_hot(label, 6).movedim(-1, 1).float()}
+
+    config = replace(MIXED, consistency=True, colour=0.5)
+    crops = Crops(by_hand(), config, Plain())
+    learner = Learner(torch.nn.Conv2d(1, 1, 1), by_hand(), [], ClassTable(), config, "")
+    learner.average.module = Painter()
+    batch = default_collate([crops[n] for n in range(12, 16)])
+    told = batch["labels"].clone()
+    batch["labels"][batch["machine"][:, None, None] & (told != UNLABELLED)] = 4  # a teacher that was wrong
+    assert torch.equal(learner._labelled_anew(batch), told)
+    assert batch["pixels"][batch["machine"]].ne(batch["views"][batch["machine"], 0]).any()
+    learner.config = replace(config, sure=1.0)  # more than any network is
+    assert (learner._labelled_anew(batch)[2:] == UNLABELLED).all()
+
+
+def test_training_with_consistency_learns_something_else_and_ends(tmp_path: Path) -> None:
+    found = []
+    for consistency in (False, True):
+        workspace = toy_workspace(tmp_path / str(consistency))
+        train(workspace, replace(SHORT, steps=4, rounds=1, consistency=consistency), "cpu")
+        found.append((workspace.model("deeplab") / WEIGHTS).read_bytes())
+    assert found[0] != found[1]
 
 
 def test_rounds_share_out_the_steps() -> None:

@@ -78,16 +78,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: p
     step = Learner.training_step
     steps: list[int] = []
 
-    def dies(
-        self: Learner, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], number: int
-    ) -> torch.Tensor:
+    def dies(self: Learner, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
         if self.global_step == 4:
             raise MemoryError("killed")
         return step(self, batch, number)
 
-    def counts(
-        self: Learner, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], number: int
-    ) -> torch.Tensor:
+    def counts(self: Learner, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
         steps.append(self.global_step)
         return step(self, batch, number)
 
