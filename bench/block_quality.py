@@ -44,7 +44,7 @@ def run() -> list[dict[str, object]]:
     workspace = Workspace(Path(os.environ.get("BENCH_WORKSPACE", "demo-workspace")))
     models = load_models(workspace, CPU)
     decoder, side = Decoder(models.transformer), models.transformer.config.window
-    mask_tokens = _masks(workspace, models)
+    mask_tokens = scene_masks(workspace, models).repeat_interleave(TWICE, 0)
     everywhere = [(i, j) for i in range(CANVAS[0]) for j in range(CANVAS[1])]
     note("exact mode")
     exact = paint_tokens(decoder, mask_tokens, Chance(), 1)
@@ -95,8 +95,8 @@ def judge(decoder: Decoder, mask_tokens: Tensor, tokens: Tensor, places: list[tu
     return torch.cat(found)
 
 
-def _masks(workspace: Workspace, models: Models) -> Tensor:
-    """(SCENES TWICE, h, w) mask tokens of the first scenes."""
+def scene_masks(workspace: Workspace, models: Models) -> Tensor:
+    """(SCENES, h, w) mask tokens of the first scenes, cut to CANVAS."""
     factor = models.mask_codes.config.downsampling
     height, width = (side * factor for side in CANVAS)
     found = []
@@ -105,7 +105,7 @@ def _masks(workspace: Workspace, models: Models) -> Tensor:
         tokens = encode_canvas(models, ids, CPU)
         if tuple(tokens.shape[1:]) != CANVAS:
             raise SystemExit(f"{key}: mask {ids.shape} is smaller than {height} x {width} pixels")
-        found += [tokens] * TWICE
+        found.append(tokens)
     return torch.cat(found)
 
 
