@@ -35,7 +35,7 @@ def run() -> list[dict[str, object]]:
     """One row for each method, over all draws."""
     if not FOLDER.is_dir():
         raise UserError(f"{FOLDER}: no photographs; put images/*.jpg and masks/*.png of COCO-Stuff there")
-    return table("photographs", drawn)
+    return table("photographs", drawn, ("a", "b", "hand"))
 
 
 def drawn(seed: int) -> Draw:
