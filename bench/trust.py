@@ -4,7 +4,7 @@ In each draw 20 of 80 painter scenes (120 x 152 pixels) have hand masks, chosen 
 on these in four folds, `pseudo-label` labels the other 60, and `evaluate` says what mIoU it expects of them, with
 an interval for nine cases in ten. Then the masks that the painter knows are taken out, and the pseudo-labels are
 scored against them. Beside stand what people otherwise go by: the plain cross-validated mIoU, and for the pixel
-accuracy the mean confidence. The networks are small: MobileNetV3, 60 steps of 8 crops of 96 pixels. In place of
+accuracy the mean confidence. The networks are small: MobileNetV3, 120 steps of 8 crops of 96 pixels. In place of
 downloaded weights they start from one network that learnt from 150 other scenes. All in per cent. `rank`: Spearman's
 correlation of the ranking with each painting's true share of wrong pixels.
 """
@@ -29,7 +29,7 @@ from segment.label import REPORT, pseudo_label
 from segment.model import WEIGHTS
 from segment.train import train
 
-DRAWS, SCENES, HAND, FOLDS = 10, 80, 20, 4
+DRAWS, SCENES, HAND, FOLDS, STEPS = 10, 80, 20, 4, 120
 SIZE = (120, 152)
 LEARN = {"batch": 8, "crop": 96, "smallest_side": 0, "lr": 1.5e-3, "scale_low": 0.8, "scale_high": 1.5}
 FOLDER = Path(tempfile.gettempdir()) / "impasto-bench-trust"  # kept: a run that was cut short goes on
@@ -52,7 +52,7 @@ def one_draw(number: int) -> dict[str, object]:
     workspace = Workspace(FOLDER / f"draw-{number}")
     chosen = np.random.default_rng(number).permutation(SCENES)[:HAND].tolist()
     scenes(workspace, range(100_000 + number * SCENES, 100_000 + (number + 1) * SCENES), chosen)
-    config = TrainConfig(init=str(start()), steps=60, seed=number, save_every=60, **LEARN)  # type: ignore[arg-type]
+    config = TrainConfig(init=str(start()), steps=STEPS, seed=number, save_every=STEPS, **LEARN)  # type: ignore[arg-type]
     train(workspace, config, "cpu")
     labelled = pseudo_label(workspace, LabelConfig(threshold=0.0), "cpu")
     workspace.save_report(REPORT, {"thresholds": labelled.thresholds})
