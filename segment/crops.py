@@ -36,8 +36,8 @@ class Item(TypedDict):
     labels: Tensor  # (c, c) int64 class indices
     weight: float  # of its labels
     machine: bool  # labelled by the model
-    views: Tensor  # (2, 3, c, c) uint8: what a machine-labelled crop was made of, its colours unchanged; else (0,)
-    pasted: Tensor  # (c, c) bool: where it shows the second; else (0,)
+    views: Tensor  # (2, 3, c, c) uint8: what a machine-labelled crop was made of, its colours unchanged; else zeros
+    pasted: Tensor  # (c, c) bool: where it shows the second. Both are empty without --consistency
 
 
 class Crops(Dataset[Item]):
@@ -69,10 +69,8 @@ class Crops(Dataset[Item]):
 
     def _item(self, pixels: Tensor, labels: Tensor, weight: float, made_of: _Pair | None = None) -> Item:
         side = self.config.crop if self.config.consistency else 0
-        views, pasted = (
-            torch.zeros(2, 3, side, side, dtype=torch.uint8),
-            torch.zeros(side, side, dtype=torch.bool),
-        )
+        views = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+        pasted = torch.zeros(side, side, dtype=torch.bool)
         if made_of and self.config.consistency:
             views, pasted = torch.stack(made_of[:2]), made_of[2]
         return Item(
