@@ -4,7 +4,8 @@ Every pixel falls in a stratum: the class that the model says, and how sure it i
 what the pixels of a stratum truly are: so many in a hundred road, so many water. The pseudo masks and their
 confidence maps say how many pixels of each stratum the other paintings have. Together they give the confusion
 matrix that the pseudo masks can be expected to have, though nobody knows the truth of them; and drawing the
-hand-annotated paintings again and again, with replacement, how far off that may be.
+hand-annotated paintings again and again, with replacement, how far off that may be. That each fold is one training,
+and the pseudo-labels those of one more, is paid for by the quantile: Student's t of as many trainings as folds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from annotate.classes import UNLABELLED
 from segment.scores import Scores, score
@@ -192,6 +194,7 @@ def estimate(
     paintings: int,
     thresholds: NDArray[np.int64],
     names: Sequence[str],
+    folds: int,
     seed: int = 0,
 ) -> Quality:
     """What the pseudo-labels are expected to reach against the truth that nobody knows.
@@ -201,6 +204,7 @@ def estimate(
         paintings: how many masks these are.
         thresholds: (K,) levels that they were made with; zeros for none.
         names: of the classes.
+        folds: trainings that the calibration comes from, at least 2.
         seed: of the bootstrap.
     """
     middle = _figures(score(expected(labels, calibration.shares(thresholds)), list(names)))  # (2 + K,)
@@ -212,7 +216,8 @@ def estimate(
         drawn.append(_figures(score(expected(labels, calibration.shares(thresholds, weights)), list(names))))
     # the labelled paintings are a sample too: their own luck comes on top
     spread = np.nanstd(np.array(drawn), 0) * np.sqrt(1 + n / max(paintings, 1))
-    reach = 1.645 * spread  # of a normal distribution, COVERED of the cases
+    # and so is the training: a normal distribution's 1.645 held the truth in 15 of 20 draws (docs/bench-trust.md)
+    reach = stdtrit(folds - 1, (1 + COVERED) / 2) * spread
     low, high = np.clip(middle - reach, 0, 1), np.clip(middle + reach, 0, 1)
     found = [Estimate(*map(float, three)) for three in zip(middle, low, high, strict=True)]
     told = [(name, one) for name, one in zip(names, found[2:], strict=True) if np.isfinite(one.value)]

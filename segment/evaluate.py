@@ -88,7 +88,7 @@ def evaluate(workspace: Workspace, config: EvaluateConfig, device: str = "auto")
         count = calibration.paintings
     labels, sureness, used = _labels(workspace, classes, learnt)
     if learnt is not None and sureness:
-        quality = estimate(learnt, labels, len(sureness), used, classes.names)
+        quality = estimate(learnt, labels, len(sureness), used, classes.names, config.folds)
     return EvaluateResult(
         "folds" if learnt is not None else "truth",
         count,

@@ -71,13 +71,15 @@ def test_thresholds(rows: list[tuple[int, int, int]], precision: float, level: i
     assert Calibration(counted, 2, 1).thresholds(precision).tolist() == [level, 0]
 
 
-def simulated(rng: np.random.Generator, count: int, sure: float) -> list[NDArray[np.uint8]]:
-    """Stacks (3, 40, 50) of said, level and true: a pixel of level l is right in l of 255 cases."""
+def simulated(
+    rng: np.random.Generator, count: int, sure: float, luck: float = 0.0
+) -> list[NDArray[np.uint8]]:
+    """Stacks (3, 40, 50) of said, level and true: a pixel of level l is right in l of 255 cases, plus `luck`."""
     found = []
     for _ in range(count):
         level = (255 * rng.beta(5 * sure, 5 * (1 - sure), (40, 50))).astype(np.uint8)
         said = (rng.random((40, 50)) < 0.3).astype(np.uint8)
-        right = rng.random((40, 50)) < level / 255
+        right = rng.random((40, 50)) < level / 255 + luck
         found.append(np.stack([said, level, np.where(right, said, 1 - said)]).astype(np.uint8))
     return found
 
@@ -97,12 +99,34 @@ def test_the_estimate_holds_where_a_level_means_the_same(limit: int) -> None:
         labels += count_labels(kept, level, 2)
         matrix += confusion(true, kept, 2)
     truth, plain = score(matrix, ["a", "b"]), score(learnt.confusion(), ["a", "b"])
-    told = estimate(learnt, labels, 60, np.full(2, limit), ["a", "b"])
+    told = estimate(learnt, labels, 60, np.full(2, limit), ["a", "b"], 5)
     assert told.miou.value == pytest.approx(truth.miou, abs=0.025)
     assert told.miou.low < told.miou.value < told.miou.high
     assert told.pixel_accuracy.value == pytest.approx(truth.pixel_accuracy, abs=0.02)
     assert [name for name, _ in told.classes] == ["a", "b"]
     assert limit or abs(plain.miou - truth.miou) > 0.15
+
+
+def test_the_interval_holds_the_truth_where_trainings_differ() -> None:
+    """Of four folds and the model of the pseudo-labels each is luckier or unluckier by a point; so is
+    each painting, by 5."""
+    rng = np.random.default_rng(0)
+    held, draws = 0, 40
+    for _ in range(draws):
+        rows = []
+        for fold in range(4):
+            training = rng.normal(0, 0.01)
+            for n in range(fold * 5, fold * 5 + 5):
+                ((said, level, true),) = simulated(rng, 1, 0.6, training + rng.normal(0, 0.05))
+                rows.append(count_pixels(n, said, level, true, 2))
+        training, labels, matrix = rng.normal(0, 0.01), np.zeros((3, LEVELS), np.int64), np.zeros((2, 3), int)
+        for _ in range(60):
+            ((said, level, true),) = simulated(rng, 1, 0.6, training + rng.normal(0, 0.05))
+            labels += count_labels(said, level, 2)
+            matrix += confusion(true, said, 2)
+        told = estimate(Calibration(np.concatenate(rows), 2, 20), labels, 60, NONE, ["a", "b"], 4)
+        held += told.miou.low <= score(matrix, ["a", "b"]).miou <= told.miou.high
+    assert 0.85 * draws <= held < draws  # nominal 0.9
 
 
 def test_the_shares_of_a_stratum_are_one_together_and_expect_all_pixels() -> None:
