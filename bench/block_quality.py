@@ -7,7 +7,7 @@ that the reference would use for it: exact mode sums its own, block mode's canva
 rule. The standard error takes the tokens as independent.
 
 `seam` compares gradient energy (mean square of the step from pixel to pixel) across the lines where blocks meet with
-that across the other lines between tokens, rows and columns together; exact mode has no blocks there and is the
+that across the other lines between tokens, the mean of rows and columns; exact mode has no blocks there and is the
 control. `change` is against exact mode. The rows of precisions judge one and the same canvases, exact mode's, at
 the same places drawn at random.
 """
@@ -19,6 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from generate.painting import Chance, Painted, paint_tokens
 from generate.projection import Precision
 from generate.sample import Models, encode_canvas, load_models
 from generate.tiles import decode_tiled
-from generate.window import local
+from generate.window import block_waves, local
 
 SCENES, TWICE = 4, 2
 CANVAS = (28, 36)  # tokens
@@ -112,7 +113,7 @@ def scene_masks(workspace: Workspace, models: Models) -> Tensor:
 def _seam(models: Models, painted: Painted) -> str:
     """Gradient energy where blocks meet, over that on the other lines between tokens."""
     codes, side = models.painting_codes, models.transformer.config.window
-    factor = codes.config.downsampling
+    factor, borders = codes.config.downsampling, _borders(side)
     ratios = []
     for tokens in painted.tokens:
         size = (CANVAS[0] * factor, CANVAS[1] * factor)
@@ -120,10 +121,20 @@ def _seam(models: Models, painted: Painted) -> str:
         for axis, length in enumerate(CANVAS):
             energy = picture.diff(dim=axis).square().mean(dim=(1 - axis, 2))  # (pixels - 1,)
             lines = {n: energy[n * factor - 1].item() for n in range(side // 2, length)}
-            meet = [lines[n] for n in range(side, length, side // 2)]
-            inside = [energy for n, energy in lines.items() if n >= side and n % (side // 2)]
-            ratios.append(fmean(meet) / fmean(inside))
+            inside = [energy for n, energy in lines.items() if n not in borders[axis]]
+            ratios.append(fmean(lines[n] for n in borders[axis]) / fmean(inside))
     return f"{fmean(ratios):.3f}"
+
+
+def _borders(side: int) -> tuple[list[int], list[int]]:
+    """The rows, and the columns, at which another window's block begins all across the canvas."""
+    owner = np.zeros(CANVAS, int)
+    tasks = [task for wave in block_waves(*CANVAS, side) for task in wave]
+    for number, task in enumerate(tasks):
+        for place in task.places:
+            owner[task.top + place // side, task.left + place % side] = number
+    rows, columns = ((np.diff(owner, axis=axis) != 0).all(1 - axis) for axis in (0, 1))
+    return (np.flatnonzero(rows) + 1).tolist(), (np.flatnonzero(columns) + 1).tolist()
 
 
 def _row(what: str, likely: float, control: float, error: float, seam: str) -> dict[str, object]:

@@ -14,22 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generate.config import VQGANConfig
+from generate.norm import Norm, lay_out, layout
 from generate.quantize import Codebook, Quantized
-
-
-class _Norm(nn.GroupNorm):
-    """Group norm in 32 groups, always on contiguous memory.
-
-    torch's channels-last group norm on the CPU is some thirty times slower backward. A 1 x 1 convolution hands
-    on channels-last memory whatever it gets.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.contiguous())
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return _Norm(32, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
@@ -37,9 +23,9 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = Norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = Norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
@@ -55,7 +41,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = Norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -66,7 +52,8 @@ class AttnBlock(nn.Module):
         # contiguous: torch's fused attention on the CPU wants it; the other one is fifteen times slower
         q, k, v = (f(h).flatten(2).mT.contiguous() for f in (self.q, self.k, self.v))  # (B, h w, C)
         attended = F.scaled_dot_product_attention(q, k, v)  # scaled by C ** -0.5
-        return x + cast(Tensor, self.proj_out(attended.transpose(1, 2).reshape(x.shape)))
+        attended = attended.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)  # (B, C, h, w)
+        return x + cast(Tensor, self.proj_out(lay_out(attended)))
 
 
 class Downsample(nn.Module):
@@ -81,10 +68,12 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size, nearest, then a 3 x 3 convolution; computed without the enlarged copy, at 4 / 9 of the work.
+    """Twice the size, nearest, then a 3 x 3 convolution.
 
     Of the three rows that a row of the output sees, two are copies of one row of the input, above or below. So each of
-    the four outputs of an input's place is a 2 x 2 convolution, with sums of the kernel's rows and columns.
+    the four outputs of an input's place is a 2 x 2 convolution, with sums of the kernel's rows and columns: 4 / 9 of
+    the work, and no enlarged copy. Where the kernel is larger than the image, or bfloat16 products on a CPU cost next
+    to nothing, making the sums and putting the four together takes longer than that saves.
     """
 
     def __init__(self, channels: int) -> None:
@@ -93,12 +82,14 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         (b, c, h, w), weight = x.shape, self.conv.weight  # (C, C, 3, 3)
+        if h * w < c or layout(x.device, x.dtype) is torch.channels_last:
+            return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
         kernels = [kernel for rows in _two_of_three(weight, 2) for kernel in _two_of_three(rows, 3)]
         bias = None if self.conv.bias is None else self.conv.bias.repeat(4)
         four = F.conv2d(x, torch.cat(kernels), bias, padding=1)  # (B, 4 C, h + 1, w + 1)
-        four = four.view(b, 2, 2, c, h + 1, w + 1)
+        parts = four.view(b, 4, c, h + 1, w + 1).unbind(1)
         out = [
-            torch.stack([four[:, i, j, :, i : i + h, j : j + w] for j in (0, 1)], -1)  # (B, C, h, w, 2)
+            torch.stack([parts[2 * i + j][:, :, i : i + h, j : j + w] for j in (0, 1)], -1)  # (B, C, h, w, 2)
             for i in (0, 1)
         ]
         return torch.stack(out, 3).view(b, c, 2 * h, 2 * w)
@@ -161,11 +152,11 @@ class Encoder(nn.Module):
             self.down.append(level)
             width = wide
         self.mid = _Middle(width, c.dropout)
-        self.norm_out = _norm(width)
+        self.norm_out = Norm(width)
         self.conv_out = nn.Conv2d(width, c.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after_conv_in(self.conv_in(x))
+        return self.after_conv_in(self.conv_in(lay_out(x)))
 
     def after_conv_in(self, x: Tensor) -> Tensor:
         """Everything behind the first convolution."""
@@ -194,11 +185,11 @@ class Decoder(nn.Module):
             levels.insert(0, level)  # index 0 is the full resolution, as in the reference
             width = wide
         self.up = nn.ModuleList(levels)
-        self.norm_out = _norm(width)
+        self.norm_out = Norm(width)
         self.conv_out = nn.Conv2d(width, c.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(z))
+        x = self.mid(self.conv_in(lay_out(z)))
         for level in reversed(self.up):
             x = level(x)
         return cast(Tensor, self.conv_out(F.silu(self.norm_out(x))))
@@ -276,6 +267,6 @@ def one_hot_conv(conv: nn.Conv2d, ids: Tensor) -> Tensor:
         total = total + F.embedding(padded[:, row : row + height, column : column + width], taps[tap])
     if torch.is_autocast_enabled(ids.device.type):
         total = total.to(torch.get_autocast_dtype(ids.device.type))
-    # Contiguous, because torch's channels-last group norm on the CPU computes the variance in one pass, and loses
-    # it to cancellation where a mask is all one class: indices would differ from the reference's.
-    return total.permute(0, 3, 1, 2).contiguous()
+    # In float32 contiguous, because torch's channels-last group norm on the CPU computes the variance in one pass, and
+    # loses it to cancellation where a mask is all one class: indices would differ from the reference's.
+    return lay_out(total.permute(0, 3, 1, 2))

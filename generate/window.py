@@ -66,7 +66,12 @@ def exact_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
 
 
 def block_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
-    """Windows half a side apart, each painting all that is still empty in it; one anti-diagonal a wave."""
+    """Windows half a side apart, each painting all that is still empty in it; one anti-diagonal a wave.
+
+    But for those at the canvas's bottom they leave their last rows, a quarter of the side, to the window below: it
+    knows as much of what lies above, and more of the mask beneath. Columns cannot be left so: what is to the right of
+    one row stands before the next row.
+    """
     tops, lefts = _stops(height, side), _stops(width, side)
     empty = [[True] * width for _ in range(height)]
     for diagonal in range(len(tops) + len(lefts) - 1):
@@ -75,7 +80,8 @@ def block_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
             b = diagonal - a
             if 0 <= b < len(lefts):
                 top, left = tops[a], lefts[b]
-                inside = [(i, j) for i in range(side) for j in range(side)]
+                rows = side if top == tops[-1] else side - side // 4
+                inside = [(i, j) for i in range(rows) for j in range(side)]
                 places = tuple(i * side + j for i, j in inside if empty[top + i][left + j])
                 wave.append(Task(top, left, places))
         for task in wave:

@@ -11,6 +11,7 @@ from golden_models import GRIDS, mask_codes, painting_codes, transformer, vector
 from generate.attention import attend_in_parts
 from generate.config import SEED_MASK_CODES, SEED_PAINTING_CODES, SEED_TRANSFORMER, GPTConfig, VQGANConfig
 from generate.gpt import GPT
+from generate.norm import Norm
 from generate.quantize import Codebook
 from generate.vqgan import VQGAN, Upsample, one_hot_conv
 
@@ -62,6 +63,41 @@ def test_upsampling_without_the_enlarged_copy() -> None:
         for one in (up(x), up.conv(F.interpolate(x, scale_factor=2.0)))
     )
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 5, 7), (1, 32, 1, 2), (3, 96, 8, 4)])
+def test_group_norm_of_bfloat16_on_a_cpu_is_group_norm(shape: tuple[int, ...]) -> None:
+    """Forward and backward, against float32's, on numbers that bfloat16 has exactly."""
+    torch.manual_seed(0)
+    norm = Norm(shape[1])
+    torch.nn.init.normal_(norm.weight)
+    x, pull = (torch.randn(shape).bfloat16() for _ in range(2))
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        given = (x + 3).to(dtype).requires_grad_()
+        y = norm(given)
+        assert y.dtype == dtype
+        y.backward(pull.to(dtype))
+        found.append((y, given.grad, norm.weight.grad, norm.bias.grad))
+        norm.zero_grad()
+    for mine, theirs in zip(*found, strict=True):
+        assert mine is not None
+        assert theirs is not None
+        size = theirs.abs().max().item() + 1e-3
+        torch.testing.assert_close(mine.float(), theirs, atol=0.02 * size, rtol=0)
+
+
+def test_bfloat16_training_stays_in_the_layout_that_is_quick_on_a_cpu() -> None:
+    """One layer that changes it would cost more time than all norms together."""
+    net = VQGAN(golden_models.PAINTING_SIZES)
+    seen = []
+    for part in net.modules():
+        if isinstance(part, torch.nn.Conv2d) and part.kernel_size == (3, 3):
+            part.register_forward_hook(lambda _, args, y: seen.extend([args[0], y]))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(torch.randn(2, 3, 64, 64))
+    assert len(seen) > 20
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in seen)
 
 
 @pytest.mark.parametrize("length", [5, 128, 300])
