@@ -40,12 +40,12 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> Te
     Args:
         q: (B, heads, t, d).
         keys, values: (B, heads, n, d).
-        hidden: of `hide`; it is not looked at where t is n.
+        hidden: of `hide`; None where t is n: only what is ahead of a token is hidden from it.
 
     Returns:
         (B, heads, t, d)
     """
-    if q.shape[2] == keys.shape[2] > 1:
+    if hidden is None and q.shape[2] == keys.shape[2] > 1:
         return F.scaled_dot_product_attention(q, keys, values, is_causal=True)
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=hidden)
 
@@ -77,18 +77,22 @@ def attend_after(prefix: Tensor, q: Tensor, keys: Tensor, values: Tensor, hidden
     return torch.lerp(own.float(), y.float(), share).to(q.dtype)
 
 
-def hide(starts: Sequence[int], count: int, like: Tensor) -> Tensor | None:
+def hide(starts: Sequence[int], count: int, like: Tensor, holes: Tensor | None) -> Tensor | None:
     """(1 or B, 1, t, n) in the precision of `like`: 0 where a token sees another, else -inf; None where all are seen.
 
     Args:
         starts: how many tokens stand before the t of each sequence; one number where they are the same.
         count: t; n is the largest start and t more.
+        holes: (n or more,) bool, of tokens that no other may see; None without any.
     """
-    if len(starts) == 1 and count == 1:
+    if len(starts) == 1 and count == 1 and holes is None:
         return None
     places = torch.tensor(starts, device=like.device)[:, None] + torch.arange(count, device=like.device)
-    ahead = torch.arange(max(starts) + count, device=like.device) > places[:, None, :, None]  # (B, 1, t, n)
-    return torch.zeros(ahead.shape, dtype=like.dtype, device=like.device).masked_fill_(ahead, -torch.inf)
+    places, others = places[:, None, :, None], torch.arange(max(starts) + count, device=like.device)
+    unseen = others > places  # (B, 1, t, n)
+    if holes is not None:
+        unseen |= holes[: len(others)] & (others != places)
+    return torch.zeros(unseen.shape, dtype=like.dtype, device=like.device).masked_fill_(unseen, -torch.inf)
 
 
 def _with_sum(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -39,9 +39,9 @@ class Decoder:
         self.norm = _norm_weights(model.ln_f, dtype)
         self.head = projection(model.head.weight, None, precision)
 
-    def session(self, batch: int) -> Session:
-        """Begin `batch` sequences."""
-        return Session(self, batch)
+    def session(self, batch: int, holes: Sequence[int] = ()) -> Session:
+        """Begin `batch` sequences, of which no token sees those at `holes`, whatever they are."""
+        return Session(self, batch, holes)
 
     def guesses(self, sequences: int) -> int:
         """How many tokens a pass shall guess ahead in each of some sequences."""
@@ -51,8 +51,12 @@ class Decoder:
 class Session:
     """Sequences of one length that grow together; what they have seen is kept as keys and values."""
 
-    def __init__(self, decoder: Decoder, batch: int) -> None:
+    def __init__(self, decoder: Decoder, batch: int, holes: Sequence[int] = ()) -> None:
         self.decoder = decoder
+        self.holes: Tensor | None = None  # (block,) bool
+        if holes:
+            self.holes = torch.zeros(decoder.config.block_size, dtype=torch.bool, device=decoder.device)
+            self.holes[list(holes)] = True
         self.seen = 0
         self.batch = batch
         self._filled = 0  # of the cache, along the tokens: what lies behind may be anything
@@ -110,8 +114,9 @@ class Session:
             places = torch.tensor(starts, device=d.device)[:, None] + torch.arange(count, device=d.device)
             positions = d.positions[places]  # (B, t, C)
         x = F.embedding(tokens, d.tokens) + positions  # (B, t, C)
-        own = [start - (prefix.shape[4] if prefix is not None else 0) for start in starts]
-        step = _Step(own, count, cache[0], causal=prefix is None)
+        shared = prefix.shape[4] if prefix is not None else 0
+        holes = None if self.holes is None else self.holes[shared:]
+        step = _Step([start - shared for start in starts], count, cache[0], prefix is None, holes)
         if cache is self.cache:
             if len(starts) > 1:  # hidden from a sequence that is behind the others, but not a number even so
                 cache[..., self._filled : step.end, :] = 0
@@ -202,12 +207,16 @@ class _Step:
         count: tokens of each sequence.
         cache: (2, B, heads, n, d), of any block.
         causal: nothing stands before what is kept.
+        holes: as in `hide`.
     """
 
-    def __init__(self, starts: Sequence[int], count: int, cache: Tensor, causal: bool) -> None:
+    def __init__(
+        self, starts: Sequence[int], count: int, cache: Tensor, causal: bool, holes: Tensor | None
+    ) -> None:
         self.starts, self.count, self.end = starts, count, max(starts) + count
-        whole = causal and self.end == count  # the kernels know this case
-        self.hidden = None if whole else hide(starts, count, cache)
+        self.holes = holes if holes is not None and bool(holes[: self.end].any()) else None
+        whole = causal and self.end == count and self.holes is None  # the kernels know this case
+        self.hidden = None if whole else hide(starts, count, cache, self.holes)
         self._rows = torch.arange(len(starts), device=cache.device)[:, None]
         self._places = torch.tensor(starts, device=cache.device)[:, None] + torch.arange(
             count, device=cache.device
@@ -222,7 +231,7 @@ class _Step:
 
     def hidden_from_last(self, wanted: int, cache: Tensor) -> Tensor | None:
         """What is hidden from the last tokens."""
-        return hide([start + self.count - wanted for start in self.starts], wanted, cache)
+        return hide([start + self.count - wanted for start in self.starts], wanted, cache, self.holes)
 
 
 def _norm_weights(layer: torch.nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -168,23 +168,27 @@ class _Canvas:
         self.kept = KeptSessions()
 
     def paint(self, wave: list[Task]) -> Iterator[int]:
-        """Paint the tasks of one wave; those with the same places share a batch. Yields how many tokens were painted."""
-        groups: dict[tuple[int, ...], list[Task]] = defaultdict(list)
+        """Paint the tasks of one wave; those with the same places and holes share a batch. Yields how many tokens were painted."""
+        groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Task]] = defaultdict(list)
         for task in wave:
             groups[self._missing(task)].append(task)
         most = max(1, SEQUENCES // (len(self.conditions) * len(self.tokens)))
-        for places, tasks in groups.items():
+        for (places, holes), tasks in groups.items():
             for first in range(0, len(tasks) if places else 0, most):
-                yield from self._paint_group(places, tasks[first : first + most])
+                yield from self._paint_group(places, holes, tasks[first : first + most])
 
-    def _missing(self, task: Task) -> tuple[int, ...]:
-        """The task's places that are not given."""
+    def _missing(self, task: Task) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The task's places that are not given; and those before the last of them that nobody has painted yet."""
         window = self.painted[task.top : task.top + self.side, task.left : task.left + self.side].flatten()
-        return tuple(place for place in task.places if not window[place])
+        places = tuple(place for place in task.places if not window[place])
+        empty = set((~window[: places[-1]]).nonzero()[:, 0].tolist() if places else ())
+        return places, tuple(sorted(empty - set(places)))
 
-    def _paint_group(self, places: tuple[int, ...], tasks: list[Task]) -> Iterator[int]:
+    def _paint_group(
+        self, places: tuple[int, ...], holes: tuple[int, ...], tasks: list[Task]
+    ) -> Iterator[int]:
         cells, both = self.side * self.side, len(self.conditions)
-        session = self._session(places, tasks)
+        session = self._session(places, holes, tasks)
         known = self._windows(self.tokens, tasks)  # (tasks B, cells)
         drafts = Drafts(places, known.cpu().numpy(), self.decoder.guesses(both * len(known)))
         starts, logits = drafts.fed.copy(), self._begin(session, known, places[0], tasks)[:, None]
@@ -222,11 +226,12 @@ class _Canvas:
         assert logits is not None, "places ascend, so something is always missing"
         return logits
 
-    def _session(self, places: tuple[int, ...], tasks: list[Task]) -> Session:
+    def _session(self, places: tuple[int, ...], holes: tuple[int, ...], tasks: list[Task]) -> Session:
         kept = self.kept.take((tasks[0].top, tasks[0].left)) if len(tasks) == 1 else None
         if kept is not None and kept.seen <= self.side**2 + places[0]:
             return kept
-        return self.decoder.session(len(self.conditions) * len(tasks) * len(self.tokens))
+        unknown = [self.side**2 + hole for hole in holes]
+        return self.decoder.session(len(self.conditions) * len(tasks) * len(self.tokens), unknown)
 
     def _windows(self, grid: Tensor, tasks: list[Task]) -> Tensor:
         """(B, h, w) -> (tasks B, side side), the windows of the tasks in raster order."""

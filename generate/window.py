@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """Some tokens that one window paints, in one go: every painting token before them in it is known."""
+    """Some tokens that one window paints, in one go; the one before each of them is known or painted by it."""
 
     top: int  # the window's first row and column on the canvas
     left: int
@@ -66,13 +66,13 @@ def exact_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
 
 
 def block_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
-    """Windows half a side apart, each painting all that is still empty in it; one anti-diagonal a wave.
+    """Windows half a side apart, each painting the block in its middle; one anti-diagonal a wave.
 
-    But for those at the canvas's bottom they leave their last rows, a quarter of the side, to the window below: it
-    knows as much of what lies above, and more of the mask beneath. Columns cannot be left so: what is to the right of
-    one row stands before the next row.
+    In the middle a token sees about as much of painting and mask on each side as in a window of its own. Windows at the
+    canvas's borders also paint what lies between block and border. What is to the right of a block, and stands before
+    its later rows, is not painted yet: the window has to do without (`Session`).
     """
-    tops, lefts = _stops(height, side), _stops(width, side)
+    tops, lefts = _stops(height, side, side // 2), _stops(width, side, side - side // 4)
     empty = [[True] * width for _ in range(height)]
     for diagonal in range(len(tops) + len(lefts) - 1):
         wave = []
@@ -81,7 +81,9 @@ def block_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
             if 0 <= b < len(lefts):
                 top, left = tops[a], lefts[b]
                 rows = side if top == tops[-1] else side - side // 4
-                inside = [(i, j) for i in range(rows) for j in range(side)]
+                # the first token of a row follows the last one of the row above, so the first window paints whole rows
+                columns = side if left in (0, lefts[-1]) else side - side // 4
+                inside = [(i, j) for i in range(rows) for j in range(columns)]
                 places = tuple(i * side + j for i, j in inside if empty[top + i][left + j])
                 wave.append(Task(top, left, places))
         for task in wave:
@@ -94,5 +96,7 @@ def _start(index: int, length: int, side: int) -> int:
     return index - local(index, length, side)
 
 
-def _stops(length: int, side: int) -> list[int]:
-    return [*range(0, length - side, side // 2), length - side]
+def _stops(length: int, side: int, second: int) -> list[int]:
+    """Where windows begin along an axis: at the border, then `second` from it, then half a side apart."""
+    last = length - side
+    return sorted({0, last, *range(second, last, side // 2)})

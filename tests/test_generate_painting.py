@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,31 @@ def test_batching_changes_nothing(stride: int) -> None:
         assert torch.equal(alone[0], together[number])
 
 
+@pytest.mark.parametrize("shared", [0, 5])
+def test_holes_are_not_seen(shared: int) -> None:
+    """Whatever stands in them: in what is fed, what is shared, and what is looked ahead at."""
+    decoder, holes = Decoder(transformer()), [2, 6, 9]
+    tokens = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(1))
+    tokens[:, :shared] = tokens[0, :shared]
+    other = tokens.clone()
+    other[:, [hole for hole in holes if hole >= shared]] += 1
+    found = []
+    with torch.inference_mode():
+        for some in (tokens, other % 64):
+            session = decoder.session(2, [hole for hole in holes if hole >= shared])
+            if shared:
+                session.share(some[:1, :shared])
+            first = session.feed(some[:, session.seen : 8])
+            one = session.look_ahead(some[:, 8:11], [8])[:, [0, 2]]  # behind 8 and 10; 9 is a hole itself
+            last = session.look_ahead(some[:, 11:], [11])
+            found.append((first, one, last))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+        assert torch.isfinite(mine).all()
+    seen = decoder.session(2).feed(tokens)
+    assert (seen - found[0][2][:, 0]).abs().max() > 1e-2
+
+
 def test_block_mode_is_exact_mode_inside_one_window() -> None:
     decoder, chance = Decoder(transformer()), Chance(temperature=1.0, top_k=20, seed=3)
     mask_tokens = torch.randint(64, (2, 16, 16), generator=torch.Generator().manual_seed(1))
@@ -72,14 +99,19 @@ def test_block_mode_is_exact_mode_inside_one_window() -> None:
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 40), (31, 17), (40, 32)])
 @pytest.mark.parametrize("stride", [1, 8])
 def test_waves_paint_every_token_once_and_after_what_it_needs(height: int, width: int, stride: int) -> None:
+    """All that stands before it in exact mode; in blocks what is before, above and above to the left of it."""
     waves = exact_waves(height, width, 16) if stride == 1 else block_waves(height, width, 16)
     painted = np.zeros((height, width), int)
     for wave in waves:
         known = painted > 0
         for task in wave:
-            window = known[task.top : task.top + 16, task.left : task.left + 16].ravel()
-            for place in range(task.places[-1] if task.places else 0):
-                assert window[place] or place in task.places
+            window = known[task.top : task.top + 16, task.left : task.left + 16].ravel().copy()
+            window[list(task.places)] = True
+            if stride == 1:
+                assert window[: task.places[-1]].all()
+            for place in task.places:
+                assert place == 0 or window[place - 1]
+                assert window.reshape(16, 16)[: place // 16 + 1, : place % 16 + 1].all()
         for task in wave:
             for place in task.places:
                 painted[task.top + place // 16, task.left + place % 16] += 1
@@ -184,14 +216,14 @@ def test_windows_that_share_a_step_are_few_and_change_no_token(
     stride: int, sequences: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, chance = Decoder(transformer()), Chance(temperature=1.0, top_k=20, seed=3)
-    mask_tokens = torch.randint(64, (2, 18, 33), generator=torch.Generator().manual_seed(1))
+    mask_tokens = torch.randint(64, (2, 34, 47), generator=torch.Generator().manual_seed(1))
     usual = paint_tokens(decoder, mask_tokens, chance, stride).tokens
     asked = []
     begin = decoder.session
 
-    def session(batch: int) -> Session:
+    def session(batch: int, holes: Sequence[int]) -> Session:
         asked.append(batch)
-        return begin(batch)
+        return begin(batch, holes)
 
     monkeypatch.setattr(decoder, "session", session)
     monkeypatch.setattr(painting, "SEQUENCES", sequences)
