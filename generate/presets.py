@@ -248,6 +248,7 @@ PAINTING_CODES = {
         detail=0.0,
         adversarial=0.8,
         adversarial_start=10_000,
+        augment=True,
         **_SEED_CODES,
     ),
 }

@@ -119,11 +119,11 @@ class Stage(L.LightningModule):
         if self._micro:
             return
         rate = self.learning_rate(self.done)
-        gradients = [one for group in optimizer.param_groups for one in group["params"]]
+        leaves = self.leaves()
         if self.config.clip:
-            total = nn.utils.clip_grad_norm_(gradients, self.config.clip)
+            total = nn.utils.clip_grad_norm_(leaves, self.config.clip)
         else:  # a sum tells what is not finite as well as a norm does, and reads memory twice as fast
-            total = torch.stack([one.grad.sum() for one in gradients if one.grad is not None]).sum()
+            total = torch.stack([one.grad.sum().float() for one in leaves if one.grad is not None]).sum()
         if not math.isfinite(float(total)):
             raise DivergedError(f"the gradient is {total} at step {self.done + 1} of {self.config.steps}")
         for group in optimizer.param_groups:
@@ -133,6 +133,10 @@ class Stage(L.LightningModule):
         self.done += 1
         self.after_step()
         self._remember()
+
+    def leaves(self) -> list[Tensor]:
+        """What the main optimizer's gradients arrive at."""
+        return [one for group in self._main().param_groups for one in group["params"]]
 
     def learning_rate(self, step: int) -> float:
         """Of a step: a linear rise, then the config's decay, which ends at a hundredth."""

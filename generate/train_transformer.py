@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from annotate.errors import UserError
 from annotate.progress import note
@@ -24,6 +24,7 @@ from generate.presets import TransformerSettings
 from generate.tokens import Tokens, Windows, cut_to_tokens, held_out_windows
 from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
 from generate.vqgan import VQGAN
+from generate.working_copies import CopiedAdamW
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class TransformerStage(Stage):
             shown = torch.where(other, torch.randint_like(painting, self.codes), painting)
         # the last token foretells nothing, but products of a round length are quicker
         count = mask.shape[1]
-        logits = self.gpt(torch.cat([mask, shown], dim=1), slice(count - 1, -1))  # (B, n, V)
+        tokens = torch.cat([mask, shown], dim=1)
+        logits = self.optimizer.call(self.gpt, tokens, slice(count - 1, -1))  # (B, n, V)
         return {"loss": next_token_loss(logits, painting)}
 
     def main_optimizer(self) -> Optimizer:
@@ -82,7 +84,17 @@ class TransformerStage(Stage):
             },
             {"params": [named[n] for n in named if n not in decayed], "weight_decay": 0.0},
         ]
-        return AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95), fused=True)
+        self.optimizer = CopiedAdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))
+        return self.optimizer
+
+    def on_train_start(self) -> None:
+        """Where one process computes in bfloat16 on a CPU, matrices get copies; a state that it goes on from is loaded."""
+        alone = self.trainer.world_size == self.config.accumulate == 1 and not self.config.clip
+        if alone and self.device.type == "cpu" and self.trainer.precision == "bf16-mixed":
+            self.optimizer.copy_matrices(self.gpt)
+
+    def leaves(self) -> list[Tensor]:
+        return self.optimizer.leaves()
 
     @torch.no_grad()
     def stretch_end(self) -> None:

@@ -37,6 +37,7 @@ from generate.train import STATE, Stage, fit_stage
 from generate.train_codes import MaskStage, expand, train_mask_codes, train_painting_codes
 from generate.train_transformer import TransformerStage, train_transformer
 from generate.vqgan import VQGAN
+from generate.working_copies import CopiedAdamW
 
 SIZES: dict[str, Any] = {
     "channel_multipliers": "1,1",
@@ -159,6 +160,24 @@ def test_transformer_overfits_a_batch(tmp_path: Path) -> None:
     fit_stage(stage, Windows(paintings, 4, 0), tmp_path, "cpu", "Overfitting")
     assert stage.latest("loss") < 0.1
     assert stage.best < 0.1
+
+
+def test_copies_in_bfloat16_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paintings = [Tokens(str(n), (torch.arange(32).view(2, 4, 4) % (3 + n),)) for n in range(3)]
+    config = replace(TOKENS, steps=8, batch=2, accumulate=1, clip=0.0, precision="bfloat16", save_every=8)
+    found = []
+    for name in ("copies", "plain"):
+        torch.manual_seed(0)
+        stage = TransformerStage(GPT(config.gpt(16)), config, "mark", [], 16)
+        fit_stage(stage, Windows(paintings, 4, 0), tmp_path / name, "cpu", "With copies")
+        found.append((stage.optimizer.copies, stage.gpt.state_dict(), stage.optimizer.state_dict()["state"]))
+        monkeypatch.setattr(CopiedAdamW, "copy_matrices", lambda *_: None)
+    (copies, weights, states), (none, others, other_states) = found
+    assert len(copies) == 6 * config.layers + 1
+    assert all(torch.equal(copy, one.bfloat16()) for one, copy in copies.items())
+    assert not none
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert all(torch.equal(states[n][key], other_states[n][key]) for n in states for key in states[n])
 
 
 def test_training_stops_when_held_out_paintings_no_longer_gain(
