@@ -6,8 +6,8 @@ either mode with the same noise. `log-likelihood` is the mean over all tokens in
 that the reference would use for it: exact mode sums its own, block mode's canvas is judged afterwards by the same
 rule. The standard error takes the tokens as independent.
 
-`seam` compares gradient energy (mean square of the step from pixel to pixel) across the lines where blocks meet with
-that across the other lines between tokens, the mean of rows and columns; exact mode has no blocks there and is the
+`seam` compares gradient energy (mean square of the step from pixel to pixel) between neighbouring tokens of two blocks
+with that between neighbours in one block, the mean of rows and columns; exact mode has no blocks there and is the
 control. `change` is against exact mode. The rows of precisions judge one and the same canvases, exact mode's, at
 the same places drawn at random.
 """
@@ -21,6 +21,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from annotate.masks import Encoding, read_mask
@@ -111,30 +112,33 @@ def scene_masks(workspace: Workspace, models: Models) -> Tensor:
 
 
 def _seam(models: Models, painted: Painted) -> str:
-    """Gradient energy where blocks meet, over that on the other lines between tokens."""
+    """Gradient energy between tokens of two blocks, over that between two of one; the mean of rows and columns."""
     codes, side = models.painting_codes, models.transformer.config.window
-    factor, borders = codes.config.downsampling, _borders(side)
+    factor, owner = codes.config.downsampling, _owner(side)
+    size = (CANVAS[0] * factor, CANVAS[1] * factor)
     ratios = []
-    for tokens in painted.tokens:
-        size = (CANVAS[0] * factor, CANVAS[1] * factor)
-        picture = torch.from_numpy(decode_tiled(codes, tokens, size)).float()
-        for axis, length in enumerate(CANVAS):
-            energy = picture.diff(dim=axis).square().mean(dim=(1 - axis, 2))  # (pixels - 1,)
-            lines = {n: energy[n * factor - 1].item() for n in range(side // 2, length)}
-            inside = [energy for n, energy in lines.items() if n not in borders[axis]]
-            ratios.append(fmean(lines[n] for n in borders[axis]) / fmean(inside))
+    for axis in (0, 1):
+        meet, inside = [], []
+        border = np.diff(owner, axis=axis) != 0
+        for tokens in painted.tokens:
+            energy = np.square(np.diff(decode_tiled(codes, tokens, size).astype(float), axis=axis)).mean(2)
+            across = np.moveaxis(energy, axis, 0)[factor - 1 :: factor]  # (tokens - 1, pixels)
+            across = across.reshape(len(across), -1, factor).mean(2)
+            borders = np.moveaxis(border, axis, 0)
+            meet.append(across[borders].mean())
+            inside.append(across[~borders].mean())
+        ratios.append(fmean(meet) / fmean(inside))
     return f"{fmean(ratios):.3f}"
 
 
-def _borders(side: int) -> tuple[list[int], list[int]]:
-    """The rows, and the columns, at which another window's block begins all across the canvas."""
-    owner = np.zeros(CANVAS, int)
+def _owner(side: int) -> NDArray[np.int64]:
+    """The number of the block that paints each token of a canvas."""
+    owner = np.zeros(CANVAS, np.int64)
     tasks = [task for wave in block_waves(*CANVAS, side) for task in wave]
     for number, task in enumerate(tasks):
         for place in task.places:
             owner[task.top + place // side, task.left + place % side] = number
-    rows, columns = ((np.diff(owner, axis=axis) != 0).all(1 - axis) for axis in (0, 1))
-    return (np.flatnonzero(rows) + 1).tolist(), (np.flatnonzero(columns) + 1).tolist()
+    return owner
 
 
 def _row(what: str, likely: float, control: float, error: float, seam: str) -> dict[str, object]:

@@ -26,13 +26,20 @@ class Drafts:
     The logits behind a token tell the one after it.
 
     Args:
-        places: raster numbers that are to be painted, ascending; everything before the last of them is known else.
+        places: raster numbers that are to be painted, ascending; everything else before the last of them is known or a hole.
         windows: (N, cells) the tokens that are known.
         guesses: that a pass may run in each window; 0 draws one token a pass.
+        holes: raster numbers that nobody knows. They run with the token before them in their place, for the token behind
+            a hole has to be told by what runs there.
     """
 
-    def __init__(self, places: Sequence[int], windows: Tokens, guesses: int) -> None:
+    def __init__(
+        self, places: Sequence[int], windows: Tokens, guesses: int, holes: Sequence[int] = ()
+    ) -> None:
         self.windows = windows.copy()
+        self._source = np.arange(windows.shape[1])  # of what runs
+        for hole in holes:
+            self._source[hole] = self._source[max(hole - 1, 0)]
         self.guesses = guesses
         self.last = places[-1]
         self.fed = [places[0] - 1] * len(windows)  # the first token of each window that has to run
@@ -79,7 +86,7 @@ class Drafts:
 
     def tokens(self, starts: Sequence[int], count: int) -> Tokens:
         """(N, count) what a pass runs: what is known, else the guesses."""
-        both = np.where(self._open, self._guess, self.windows)
+        both = np.where(self._open, self._guess, self.windows)[:, self._source]
         return np.stack([row[start : start + count] for row, start in zip(both, starts, strict=True)])
 
     def settle(self, starts: Sequence[int], drawn: Tokens) -> NDArray[np.bool_]:

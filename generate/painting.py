@@ -190,8 +190,8 @@ class _Canvas:
         cells, both = self.side * self.side, len(self.conditions)
         session = self._session(places, holes, tasks)
         known = self._windows(self.tokens, tasks)  # (tasks B, cells)
-        drafts = Drafts(places, known.cpu().numpy(), self.decoder.guesses(both * len(known)))
-        starts, logits = drafts.fed.copy(), self._begin(session, known, places[0], tasks)[:, None]
+        drafts = Drafts(places, known.cpu().numpy(), self.decoder.guesses(both * len(known)), holes)
+        starts, logits = drafts.fed.copy(), self._begin(session, drafts, places[0], tasks)[:, None]
         while True:
             guided, told = self._guide(logits)  # (tasks B, t, V)
             drawn = self._draw(guided.flatten(0, 1), tasks, _behind(starts, guided.shape[1]))
@@ -214,14 +214,15 @@ class _Canvas:
         if len(tasks) == 1 and tasks[0].again:
             self.kept.put((tasks[0].top, tasks[0].left), session)
 
-    def _begin(self, session: Session, known: Tensor, place: int, tasks: list[Task]) -> Tensor:
+    def _begin(self, session: Session, drafts: Drafts, place: int, tasks: list[Task]) -> Tensor:
         """Logits for the first place, behind everything that is known before it."""
         cells, logits = self.side * self.side, None
         if self.alike and session.seen == 0:  # paintings of one mask
             logits = session.share(torch.cat([self._windows(one[:1], tasks) for one in self.conditions]))
         if session.seen < cells + place:
             masks = torch.cat([self._windows(one, tasks) for one in self.conditions])
-            tokens = torch.cat([masks, known[:, :place].repeat(len(self.conditions), 1)], 1)
+            known = torch.from_numpy(drafts.tokens([0] * len(drafts.windows), place)).to(masks)
+            tokens = torch.cat([masks, known.repeat(len(self.conditions), 1)], 1)
             logits = session.feed(tokens[:, session.seen :])
         assert logits is not None, "places ascend, so something is always missing"
         return logits

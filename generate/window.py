@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -66,37 +70,63 @@ def exact_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
 
 
 def block_waves(height: int, width: int, side: int) -> Iterator[list[Task]]:
-    """Windows half a side apart, each painting the block in its middle; one anti-diagonal a wave.
+    """Windows half a side apart, each painting a block in its middle as soon as what is before and above is painted.
 
-    In the middle a token sees about as much of painting and mask on each side as in a window of its own. Windows at the
-    canvas's borders also paint what lies between block and border. What is to the right of a block, and stands before
-    its later rows, is not painted yet: the window has to do without (`Session`).
+    In the middle a token sees about as much of painting and mask on each side as in a window of its own. Blocks lean to
+    the left, a column for every second row: what is painted ends further left below than above, as it does where single
+    tokens follow one another, and no straight line between blocks shows. Windows at the canvas's borders also paint what
+    lies between block and border. What is to the right of a block, and stands before its later rows, may not be painted
+    yet: the window has to do without (`Session`).
     """
-    tops, lefts = _stops(height, side, side // 2), _stops(width, side, side - side // 4)
-    empty = [[True] * width for _ in range(height)]
-    for diagonal in range(len(tops) + len(lefts) - 1):
-        wave = []
-        for a in range(len(tops)):
-            b = diagonal - a
-            if 0 <= b < len(lefts):
-                top, left = tops[a], lefts[b]
-                rows = side if top == tops[-1] else side - side // 4
-                # the first token of a row follows the last one of the row above, so the first window paints whole rows
-                columns = side if left in (0, lefts[-1]) else side - side // 4
-                inside = [(i, j) for i in range(rows) for j in range(columns)]
-                places = tuple(i * side + j for i, j in inside if empty[top + i][left + j])
-                wave.append(Task(top, left, places))
+    bands = [deque(_band(top, first, end, width, side)) for top, first, end in _bands(height, side)]
+    painted = np.zeros((height, width), bool)
+    while any(bands):
+        wave = [band.popleft() for band in bands if band and _ready(band[0], painted, side)]
         for task in wave:
-            for place in task.places:
-                empty[task.top + place // side][task.left + place % side] = False
+            rows, columns = np.divmod(task.places, side)
+            painted[task.top + rows, task.left + columns] = True
         yield wave
+
+
+def _bands(height: int, side: int) -> Iterator[tuple[int, int, int]]:
+    """(top of the windows, first row painted, row behind the last) of each row of blocks."""
+    first = 0
+    for top in _stops(height, side):
+        end = height if top == height - side else top + side - side // 4
+        yield top, first, end
+        first = end
+
+
+def _band(top: int, first: int, end: int, width: int, side: int) -> Iterator[Task]:
+    """The blocks of one band, from left to right."""
+    half, lean, last = side // 2, [i // 2 for i in range(first, end)], width - side
+    border = side + lean[0] - (lean[0] + side // 8) % half  # that between two blocks, where lean is 0
+    starts = [0] * len(lean)
+    while starts[0] < width:
+        ends = [border - one for one in lean]
+        left = max(0, starts[-1] - max(1, side // 4 - 1), ends[0] - side)
+        if starts[-1] > last or not last:
+            left, ends = last, [width] * len(lean)
+        inside = [
+            (i, j) for i, (start, end) in enumerate(zip(starts, ends, strict=True)) for j in range(start, end)
+        ]
+        yield Task(top, left, tuple((first - top + i) * side + j - left for i, j in inside))
+        starts, border = ends, border + half
+
+
+def _ready(task: Task, painted: NDArray[np.bool_], side: int) -> bool:
+    """Is everything known that is above a place and not to the right of it, or before it in its row."""
+    asked = np.zeros((side, side), bool)
+    asked.flat[list(task.places)] = True
+    needed = asked[::-1].cumsum(0)[::-1][:, ::-1].cumsum(1)[:, ::-1] > 0
+    window = painted[task.top : task.top + side, task.left : task.left + side]
+    return bool((~needed | asked | window).all())
 
 
 def _start(index: int, length: int, side: int) -> int:
     return index - local(index, length, side)
 
 
-def _stops(length: int, side: int, second: int) -> list[int]:
-    """Where windows begin along an axis: at the border, then `second` from it, then half a side apart."""
-    last = length - side
-    return sorted({0, last, *range(second, last, side // 2)})
+def _stops(length: int, side: int) -> list[int]:
+    """Where windows begin along an axis."""
+    return [*range(0, length - side, side // 2), length - side]

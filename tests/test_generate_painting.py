@@ -96,25 +96,28 @@ def test_block_mode_is_exact_mode_inside_one_window() -> None:
     assert torch.equal(exact, block)
 
 
+@pytest.mark.parametrize("side", [16, 4])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 40), (31, 17), (40, 32)])
-@pytest.mark.parametrize("stride", [1, 8])
-def test_waves_paint_every_token_once_and_after_what_it_needs(height: int, width: int, stride: int) -> None:
+@pytest.mark.parametrize("stride", ["exact", "blocks"])
+def test_waves_paint_every_token_once_and_after_what_it_needs(
+    height: int, width: int, stride: str, side: int
+) -> None:
     """All that stands before it in exact mode; in blocks what is before, above and above to the left of it."""
-    waves = exact_waves(height, width, 16) if stride == 1 else block_waves(height, width, 16)
+    waves = exact_waves(height, width, side) if stride == "exact" else block_waves(height, width, side)
     painted = np.zeros((height, width), int)
     for wave in waves:
         known = painted > 0
         for task in wave:
-            window = known[task.top : task.top + 16, task.left : task.left + 16].ravel().copy()
+            window = known[task.top : task.top + side, task.left : task.left + side].ravel().copy()
             window[list(task.places)] = True
-            if stride == 1:
+            if stride == "exact":
                 assert window[: task.places[-1]].all()
             for place in task.places:
-                assert place == 0 or window[place - 1]
-                assert window.reshape(16, 16)[: place // 16 + 1, : place % 16 + 1].all()
+                assert place % side == 0 or window[place - 1]
+                assert window.reshape(side, side)[: place // side + 1, : place % side + 1].all()
         for task in wave:
             for place in task.places:
-                painted[task.top + place // 16, task.left + place % 16] += 1
+                painted[task.top + place // side, task.left + place % side] += 1
     assert (painted == 1).all()
 
 

@@ -66,6 +66,8 @@ def test_given_tokens_are_seen_and_not_counted(stride: int) -> None:
     decoder, masks = Decoder(transformer()), drawn(1, 1, 20, 24)
     whole = paint_tokens(decoder, masks, CHANCE, stride)
     where = drawn(4, 20, 24) < 32
+    if stride == 8:  # what is given to the right of a block is seen, where it would not have been painted yet
+        where[:, 9:] = False
     painted: list[int] = []
     again = paint_tokens(
         decoder, masks, CHANCE, stride, advance=painted.append, given=Given(whole.tokens[0], where)
