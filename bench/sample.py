@@ -154,7 +154,8 @@ class _Listed:
     session_bytes: int  # of one sequence
     calls: list[Call] = field(default_factory=list)
 
-    def session(self, batch: int) -> _ListedSession:
+    def session(self, batch: int, holes: Sequence[int] = ()) -> _ListedSession:
+        assert not holes, "exact mode has none"
         return _ListedSession(self, batch)
 
     def guesses(self, sequences: int) -> int:
