@@ -1,7 +1,7 @@
-"""The estimate of `tool segment evaluate` against the truth, in ten draws.
+"""The estimate of `tool segment evaluate` against the truth, in twenty draws.
 
-In each draw 40 of 160 painter scenes (120 x 152 pixels) have hand masks, chosen at random. `evaluate` cross-validates
-on these in four folds, `pseudo-label` labels the other 120, and `evaluate` says what mIoU it expects of them, with
+In each draw 20 of 80 painter scenes (120 x 152 pixels) have hand masks, chosen at random. `evaluate` cross-validates
+on these in four folds, `pseudo-label` labels the other 60, and `evaluate` says what mIoU it expects of them, with
 an interval for nine cases in ten. Then the masks that the painter knows are taken out, and the pseudo-labels are
 scored against them. Beside stand what people otherwise go by: the plain cross-validated mIoU, and for the pixel
 accuracy the mean confidence. The networks are small: MobileNetV3, 120 steps of 8 crops of 96 pixels. In place of
@@ -29,7 +29,7 @@ from segment.label import REPORT, pseudo_label
 from segment.model import WEIGHTS
 from segment.train import train
 
-DRAWS, SCENES, HAND, FOLDS, STEPS = 10, 160, 40, 4, 120
+DRAWS, SCENES, HAND, FOLDS, STEPS = 20, 80, 20, 4, 120
 SIZE = (120, 152)
 LEARN = {"batch": 8, "crop": 96, "smallest_side": 0, "lr": 1.5e-3, "scale_low": 0.8, "scale_high": 1.5}
 FOLDER = Path(tempfile.gettempdir()) / "impasto-bench-trust"  # kept: a run that was cut short goes on
