@@ -58,7 +58,7 @@ def _enlarged(self: Any, x: Tensor) -> Tensor:
     return found
 
 
-def _masked_attention(self: Any, x: Tensor) -> Tensor:
+def _masked_attention(self: Any, x: Tensor, rows: slice) -> Tensor:
     b, t, c = x.shape
     if not hasattr(self, "mask"):
         self.register_buffer("mask", torch.tril(torch.ones(512, 512))[None, None])

@@ -35,14 +35,16 @@ class CausalSelfAttention(nn.Module):
         """(B, T, C) -> (B, heads, T, C / heads)."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """(B, T, C) -> (B, rows, C), for the rows of T that are wanted."""
         x = _for_products(x)
         q, k, v = (self.split(f(x)) for f in (self.query, self.key, self.value))
         if x.device.type == "cpu" and torch.is_grad_enabled():
             y = attend_in_parts(q, k, v)
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return cast(Tensor, self.resid_drop(self.proj(y.transpose(1, 2).reshape(x.shape))))
+        y = y.transpose(1, 2)[:, rows].flatten(2)
+        return cast(Tensor, self.resid_drop(self.proj(y)))
 
 
 class Block(nn.Module):
@@ -57,8 +59,9 @@ class Block(nn.Module):
             nn.Linear(c.width, 4 * c.width), nn.GELU(), nn.Linear(4 * c.width, c.width), nn.Dropout(c.dropout)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln1(x))
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """(B, T, C) -> (B, rows, C), for the rows of T that are wanted."""
+        x = x[:, rows] + self.attn(self.ln1(x), rows)
         return x + cast(Tensor, self.mlp(_for_products(self.ln2(x))))
 
 
@@ -90,7 +93,9 @@ class GPT(nn.Module):
         if length > self.config.block_size:
             raise ValueError(f"{length} tokens, but block_size is {self.config.block_size}")
         x = self.drop(self.tok_emb(tokens) + self.pos_emb[:, :length])  # (B, T, C)
-        return cast(Tensor, self.head(self.ln_f(self.blocks(x)[:, rows])))
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return cast(Tensor, self.head(self.ln_f(self.blocks[-1](x, rows))))
 
 
 def _for_products(x: Tensor) -> Tensor:

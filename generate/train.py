@@ -124,18 +124,21 @@ class Stage(L.LightningModule):
             total = nn.utils.clip_grad_norm_(leaves, self.config.clip)
         else:  # a sum tells what is not finite as well as a norm does, and reads memory twice as fast
             total = torch.stack([one.grad.sum().float() for one in leaves if one.grad is not None]).sum()
-        if not math.isfinite(float(total)):
-            raise DivergedError(f"the gradient is {total} at step {self.done + 1} of {self.config.steps}")
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
+        try:
+            if not math.isfinite(float(total)):
+                raise FloatingPointError(f"the gradient is {total}")
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        except FloatingPointError as error:
+            raise DivergedError(f"{error} at step {self.done + 1} of {self.config.steps}") from error
         optimizer.zero_grad(set_to_none=True)
         self.done += 1
         self.after_step()
         self._remember()
 
     def leaves(self) -> list[Tensor]:
-        """What the main optimizer's gradients arrive at."""
+        """What the main optimizer's gradients arrive at; those that it checks itself need not be among them."""
         return [one for group in self._main().param_groups for one in group["params"]]
 
     def learning_rate(self, step: int) -> float:

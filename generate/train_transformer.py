@@ -26,6 +26,9 @@ from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_s
 from generate.vqgan import VQGAN
 from generate.working_copies import CopiedAdamW
 
+# Weights times steps, behind which half a minute of compiling has come back: 0.1 s a step for 300 million weights.
+WORTH_COMPILING = 2e11
+
 
 @dataclass(frozen=True)
 class TransformerResult:
@@ -91,7 +94,9 @@ class TransformerStage(Stage):
         """Where one process computes in bfloat16 on a CPU, matrices get copies; a state that it goes on from is loaded."""
         alone = self.trainer.world_size == self.config.accumulate == 1 and not self.config.clip
         if alone and self.device.type == "cpu" and self.trainer.precision == "bf16-mixed":
-            self.optimizer.copy_matrices(self.gpt)
+            weights = sum(one.numel() for one in self.gpt.parameters())
+            left = self.config.steps - self.done
+            self.optimizer.copy_matrices(self.gpt, compiled=weights * left > WORTH_COMPILING)
 
     def leaves(self) -> list[Tensor]:
         return self.optimizer.leaves()

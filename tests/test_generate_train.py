@@ -171,7 +171,7 @@ def test_copies_in_bfloat16_change_no_bit(tmp_path: Path, monkeypatch: pytest.Mo
         stage = TransformerStage(GPT(config.gpt(16)), config, "mark", [], 16)
         fit_stage(stage, Windows(paintings, 4, 0), tmp_path / name, "cpu", "With copies")
         found.append((stage.optimizer.copies, stage.gpt.state_dict(), stage.optimizer.state_dict()["state"]))
-        monkeypatch.setattr(CopiedAdamW, "copy_matrices", lambda *_: None)
+        monkeypatch.setattr(CopiedAdamW, "copy_matrices", lambda *_, **__: None)
     (copies, weights, states), (none, others, other_states) = found
     assert len(copies) == 6 * config.layers + 1
     assert all(torch.equal(copy, one.bfloat16()) for one, copy in copies.items())
