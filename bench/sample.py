@@ -2,10 +2,10 @@
 
 Milliseconds a token of one painting, tokens only, without encoding and decoding. The naive loop runs the whole
 511-token forward in float32 for every token; each of its tokens costs the same, so three are timed before ours and
-three after, for each precision, and their median is taken. Ours paints whole canvases, except for 512 x 768 in exact
-mode: there every call that the painter makes of the transformer is listed first, with guesses that are never right,
-and up to 4 calls of each kind are timed and stand for the others of their kind (the naive loop would take 32 minutes).
-`a pass` is how many tokens of a painting a pass of the transformer settles (`generate/drafting.py`); these random weights
+three after, for each precision, and their median is taken. Ours paints whole canvases from three random masks, whose
+mean is given, except for 512 x 768 in exact mode: there every call that the painter makes of the transformer is listed
+first, with guesses that are never right, and up to 4 calls of each kind are timed and stand for the others of their
+kind (the naive loop would take 32 minutes). `a pass` is how many tokens of a painting a pass of the transformer settles (`generate/drafting.py`); these random weights
 foretell little, and a trained transformer's guesses are right more often (see `sample_guesses`). `one step` is a pass without
 guesses, and `floor` its linear layers alone, in the same run: the time to read every weight once.
 """
@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import cast
@@ -47,6 +48,7 @@ WORK: tuple[tuple[str, tuple[int, int], int, int, Precision, float], ...] = (
 # The whole takes some minutes: BENCH_SAMPLE names a folder for what is done, BENCH_ONLY some precisions.
 FOLDER = Path(os.environ["BENCH_SAMPLE"]) if "BENCH_SAMPLE" in os.environ else None
 ONLY = os.environ.get("BENCH_ONLY", "float32 bfloat16 int8").split()
+MASKS = 3
 TIMED = 4  # calls of a kind, at most
 ROUNDS = 4  # of three calls each
 KIND = 64  # tokens: calls whose numbers of tokens, seen and new, round to the same are of one kind
@@ -110,11 +112,13 @@ def _naive(model: GPT) -> float:
 
 
 def _paint(decoder: Decoder, canvas: tuple[int, int], count: int, stride: int) -> tuple[float, float]:
-    """Milliseconds a token, and tokens of a painting that a pass settles."""
-    mask_tokens = torch.randint(decoder.config.vocab_size, (1, *canvas)).expand(count, -1, -1)
-    passes: list[int] = []
-    spent = _milliseconds(lambda: paint_tokens(decoder, mask_tokens, Chance(), stride, advance=passes.append))
-    return spent / mask_tokens.numel(), canvas[0] * canvas[1] / len(passes)
+    """Milliseconds a token, and tokens of a painting that a pass settles: the mean of some masks."""
+    cells, passes, spent = canvas[0] * canvas[1], list[int](), 0.0
+    for _ in range(MASKS):
+        tokens = torch.randint(decoder.config.vocab_size, (1, *canvas)).expand(count, -1, -1)
+        paint = partial(paint_tokens, decoder, tokens, Chance(), stride, advance=passes.append)
+        spent += _milliseconds(paint)
+    return spent / (MASKS * count * cells), MASKS * cells / len(passes)
 
 
 def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:

@@ -18,6 +18,7 @@ KEPT_BYTES = 3 << 30
 # Tokens that a pass guesses ahead. A pass of 16 rows through the seed document's transformer takes 1.25 (bfloat16) to 1.8
 # (float32) times one of a single row; beyond ROWS rows altogether it takes longer than the guesses save.
 GUESSES, ROWS = 15, 64
+CLEARED = 32  # tokens of the cache that are set to zero ahead of those that a pass reaches
 
 
 class Decoder:
@@ -118,9 +119,12 @@ class Session:
         holes = None if self.holes is None else self.holes[shared:]
         step = _Step([start - shared for start in starts], count, cache[0], prefix is None, holes)
         if cache is self.cache:
-            if len(starts) > 1:  # hidden from a sequence that is behind the others, but not a number even so
-                cache[..., self._filled : step.end, :] = 0
-            self._filled = max(self._filled, step.end)
+            end = step.end
+            if len(starts) > 1 and end > self._filled:
+                # hidden from a sequence that is behind the others, but not a number even so; some more saves doing it soon
+                end += CLEARED
+                cache[..., self._filled : end, :] = 0
+            self._filled = max(self._filled, end)
         for number, block in enumerate(d.blocks):
             last = number == len(d.blocks) - 1
             before = prefix[number] if prefix is not None else None
@@ -217,17 +221,14 @@ class _Step:
         self.holes = holes if holes is not None and bool(holes[: self.end].any()) else None
         whole = causal and self.end == count and self.holes is None  # the kernels know this case
         self.hidden = None if whole else hide(starts, count, cache, self.holes)
-        self._rows = torch.arange(len(starts), device=cache.device)[:, None]
-        self._places = torch.tensor(starts, device=cache.device)[:, None] + torch.arange(
-            count, device=cache.device
-        )
 
     def keep(self, cache: Tensor, found: Tensor) -> None:
         """Put keys and values (2, B, heads, t, d) where they belong."""
         if len(self.starts) == 1:
             cache.narrow(3, self.starts[0], self.count).copy_(found)
-        else:  # (B, t, 2, heads, d); torch's scatter would copy all that is kept
-            cache[:, self._rows, :, self._places] = found.permute(1, 3, 0, 2, 4).to(cache.dtype)
+        else:  # torch's scatter would copy all that is kept, and its indexing takes twice as long
+            for row, start in enumerate(self.starts):
+                cache[:, row, :, start : start + self.count].copy_(found[:, row])
 
     def hidden_from_last(self, wanted: int, cache: Tensor) -> Tensor | None:
         """What is hidden from the last tokens."""

@@ -104,10 +104,11 @@ class Int8Projection:
         self.for_few = torch.ops.quantized.linear_prepack(rounded, None)
         usable = _has_onednn() and len(weight) % LANES == 0
         self.for_many = torch.ops.onednn.qlinear_prepack(rounded.int_repr(), None) if usable else None
+        self.least = torch.tensor(1e-14)  # of a row's scale
         self.bias = torch.zeros(len(weight)) if bias is None else bias.float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        step = x.abs().amax(-1, keepdim=True).clamp_(min=1e-12).div_(127)
+        step = torch.add(self.least, x.abs().amax(-1, keepdim=True), alpha=1 / 127)
         few = x.numel() <= FEW * x.shape[-1] or self.for_many is None
         multiply = self._few if few else self._many
         return torch.addcmul(self.bias, multiply(x / step), step)
