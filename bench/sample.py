@@ -5,9 +5,10 @@ Milliseconds a token of one painting, tokens only, without encoding and decoding
 three after, for each precision, and their median is taken. Ours paints whole canvases from three random masks, whose
 mean is given, except for 512 x 768 in exact mode: there every call that the painter makes of the transformer is listed
 first, with guesses that are never right, and up to 4 calls of each kind are timed and stand for the others of their
-kind (the naive loop would take 32 minutes). `a pass` is how many tokens of a painting a pass of the transformer settles (`generate/drafting.py`); these random weights
-foretell little, and a trained transformer's guesses are right more often (see `sample_guesses`). `one step` is a pass without
-guesses, and `floor` its linear layers alone, in the same run: the time to read every weight once.
+kind (the naive loop would take 32 minutes). `a pass` is how many tokens of a painting a pass of the transformer settles
+(`generate/drafting.py`); these random weights foretell little, and a trained transformer's guesses are right more often
+(see `sample_guesses`). `one step` is a pass without guesses, and `floor` its linear layers alone, in the same run: the
+time to read every weight once.
 """
 
 from __future__ import annotations
