@@ -2,7 +2,7 @@
 
 48 scenes of the demo's painter with their true masks, 40 to learn from and 8 held out; two seeds of every variant, one
 figure each. All variants are trained alike, and shorter than the preset, so that all of it takes half an hour of two
-cores: 300 steps for the codebooks instead of 600, 225 for the transformer instead of 450. Each variant differs from
+cores: 300 steps for the painting codes instead of 1200, 225 for the transformer instead of 450. Each variant differs from
 the preset in what its name says.
 
 `bits a token`: cross-entropy of the held-out paintings' tokens; variants with other codes have other tokens, so only

@@ -231,7 +231,8 @@ _SEED_CODES: dict[str, Any] = {
 
 # `small` has 8 pixels a token. With 4 a window sees 64 pixels and the tokens are mostly texture: paintings from some
 # codebooks followed their masks, those from others drowned in one colour (a codebook's seed decided it); with 8 they
-# followed with every seed that was tried, and a painting has a quarter of the tokens.
+# followed with every seed that was tried, and a painting has a quarter of the tokens. Painting codes of 600 steps had no
+# greens and few lamps; on the demo's paintings 1500 gained 1.8 dB, and 0.61 mIoU in the new paintings instead of 0.41.
 _SMALL_CODES: dict[str, Any] = {
     "batch": 4,
     "lr": 1e-3,
@@ -242,7 +243,7 @@ _SMALL_CODES: dict[str, Any] = {
 }
 
 PAINTING_CODES = {
-    "small": PaintingCodesSettings(steps=600, start_codebook=250, save_every=200, **_SMALL_CODES),
+    "small": PaintingCodesSettings(steps=1200, start_codebook=250, save_every=200, **_SMALL_CODES),
     "seed": PaintingCodesSettings(
         steps=1_000_000,
         detail=0.0,
