@@ -5,12 +5,12 @@ The painter's scenes, 128 x 160 pixels, three draws of scenes and weights. Every
 (SGD 0.02, momentum 0.9, polynomial 0.9, scales 0.5 to 2, mirrored, plain cross-entropy, auxiliary head) on the 60
 annotated ones, `b` the same recipe on 240 annotated ones, none of them among the 180. The others are `tool segment train`
 and `pseudo-label` on the 60: `hand masks alone` with `--rounds 0`, `self-training` with `--rounds 1`, and the same with
-`--consistency`, both on the first draw alone.
+`--consistency`, which is on the first draw alone.
 
-Recovered is the share of the way from a to b. mIoU and street light IoU are means over the draws in percent, with 95 % intervals by
-drawing the scored paintings again. A share above 100 % does not mean that a tool beats labels: it means that the recipe
-(finer input, classes and crops balanced, dice loss, AdamW, running average) gains more than three times as many labels
-do, and it would gain with them too.
+Recovered is the share of the way from a to b. mIoU and street light IoU are means over the draws in percent, with 95 %
+intervals by drawing the scored paintings again. A share above 100 % does not mean that a tool beats labels: it means
+that the recipe (finer input, classes and crops balanced, dice loss, AdamW, running average) gains more than three times
+as many labels do, and it would gain with them too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Scene = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # (H, W, 3), (H, W) raw ids
 Matrices = NDArray[np.int64]  # (N, K, K + 1): the confusion matrix of each painting that nobody annotated
 SIZE = (128, 160)
 HAND, REST, OTHERS = 60, 180, 180
-SEEDS, FEWER = (0, 1, 2), (0,)  # of self-training fewer: it takes longest, and is off by default
+SEEDS, FEWER = (0, 1, 2), (0,)  # of the last method fewer: it takes longest, and is off by default
 STEPS, BATCH, CROP = 800, 8, 128
 BASE = CROP * 520 // 480  # smaller side of a painting at scale 1, by the recipe's ratio to its crop
 CPU = torch.device("cpu")
@@ -100,7 +100,7 @@ def table(
         draw: the data of a seed.
         thin: a class whose IoU gets a column.
     """
-    seeds = {method: FEWER if method in ("rounds", "consistency") else SEEDS for method in methods}
+    seeds = {method: FEWER if method == "consistency" else SEEDS for method in methods}
     found = {method: [measure(name, draw, method, seed) for seed in seeds[method]] for method in methods}
     names = draw(SEEDS[0]).classes.names
     middle = {method: [_miou(one, names) for one in all_] for method, all_ in found.items()}

@@ -33,6 +33,9 @@ DEEPLAB: dict[str, Any] = {
     "scale_low": 0.7,
     "scale_high": 1.5,
 }
+# The calmer default paints every tree in the one likeliest colour; this is nearer to the paintings (sliced Wasserstein
+# distance 0.33 instead of 0.37) and follows masks as well (0.49 and 0.50 mIoU).
+LIVELY: dict[str, Any] = {"temperature": 0.9, "top_k": 30}
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ def _sample(workspace: Workspace, config: DemoConfig, device: str) -> Mapping[st
     before = len(list(workspace.samples.glob("*.png")))
     masks = compositions(workspace)
     results = [  # a seed each: the same noise would choose the same colours four times
-        sample(workspace, SampleConfig(mask=mask, count=config.samples, seed=seed), device)
+        sample(workspace, SampleConfig(mask=mask, count=config.samples, seed=seed, **LIVELY), device)
         for seed, mask in enumerate(masks, config.seed)
     ]
     made = len(list(workspace.samples.glob("*.png")))

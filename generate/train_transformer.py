@@ -95,8 +95,9 @@ class TransformerStage(Stage):
         alone = self.trainer.world_size == self.config.accumulate == 1 and not self.config.clip
         if alone and self.device.type == "cpu" and self.trainer.precision == "bf16-mixed":
             weights = sum(one.numel() for one in self.gpt.parameters())
-            left = self.config.steps - self.done
-            self.optimizer.copy_matrices(self.gpt, compiled=weights * left > WORTH_COMPILING)
+            # by all steps, not those that are left: a run that was killed goes on to the same losses
+            worth = weights * self.config.steps > WORTH_COMPILING
+            self.optimizer.copy_matrices(self.gpt, compiled=worth)
 
     def leaves(self) -> list[Tensor]:
         return self.optimizer.leaves()
