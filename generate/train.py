@@ -213,8 +213,9 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
     if resume and _restore_finished(state, stage):
         return
     stage.items = items
-    several = config.devices * config.nodes > 1
-    with _quiet(), freed_memory_kept(where.type), progress(title, config.steps) as advance:
+    several, half = config.devices * config.nodes > 1, _wants_bfloat16(config.precision, where)
+    memory = freed_memory_kept(where.type, large=not half)
+    with _quiet(), memory, progress(title, config.steps) as advance:
         trainer = L.Trainer(
             accelerator="gpu" if where.type == "cuda" else "cpu",
             devices=config.devices,
@@ -222,7 +223,7 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
             # the discriminator, and codes that have not started, are not in every loss
             strategy="ddp_find_unused_parameters_true" if several else "auto",
             use_distributed_sampler=False,  # `Stretches` shares the items out
-            precision="bf16-mixed" if _wants_bfloat16(config.precision, where) else "32-true",
+            precision="bf16-mixed" if half else "32-true",
             max_epochs=math.ceil(config.steps / config.save_every),
             logger=False,
             callbacks=[_State(state), EndsOnSigterm(), *([_Bar(advance)] if is_first() else [])],
