@@ -35,7 +35,6 @@ class CopiedAdamW(AdamW):
         super().__init__(*args, fused=True, **named)
         self.copies: dict[Tensor, Tensor] = {}  # of parameters
         self.update: Update | None = None  # compiled
-        self.total = torch.zeros(())  # of the gradients that went through it
 
     def copy_matrices(self, net: nn.Module, compiled: bool = False) -> None:
         """From now on every matrix of `net`'s linear layers has a copy, which `call` computes with.
@@ -76,17 +75,20 @@ class CopiedAdamW(AdamW):
         largest = max((one.numel() for one in self.copies), default=0)
         # for a float32 gradient: in the cache, where memory of its own would not be
         room = torch.empty(largest if self.update is None else 0)
-        self.total = torch.zeros(())
+        total = torch.zeros(())
         for group in self.param_groups:
             for one in group["params"]:
                 copy = self.copies.get(one)
                 if copy is not None and copy.grad is not None:
-                    self._step(one, copy, copy.grad, group, room)
-        if not math.isfinite(float(self.total)):
-            raise FloatingPointError(f"the gradient is {self.total}")
+                    total += self._step(one, copy, copy.grad, group, room)
+        if not math.isfinite(float(total)):
+            raise FloatingPointError(f"the gradient is {total}")
         return loss
 
-    def _step(self, one: Tensor, copy: Tensor, gradient: Tensor, group: dict[str, Any], room: Tensor) -> None:
+    def _step(
+        self, one: Tensor, copy: Tensor, gradient: Tensor, group: dict[str, Any], room: Tensor
+    ) -> Tensor | float:
+        """The gradient's sum where it is compiled, else 0."""
         state = self.state[one]
         if not state:
             state["step"] = torch.zeros(())
@@ -99,8 +101,7 @@ class CopiedAdamW(AdamW):
             size, root = lr / (1 - beta1**steps), (1 - beta2**steps) ** 0.5
             numbers = torch.tensor([1 - lr * decay, beta1, beta2, root, eps, size])
             whole = (one, copy, gradient, mean, square, numbers)
-            self.total += self.update(*(tensor.view(-1) for tensor in whole))
-            return
+            return self.update(*(tensor.view(-1) for tensor in whole))
         adamw(
             [one],
             [room[: one.numel()].view_as(one).copy_(gradient)],
@@ -118,6 +119,7 @@ class CopiedAdamW(AdamW):
             maximize=False,
         )
         copy.copy_(one)
+        return 0.0
 
 
 def compiled_update() -> Update | None:

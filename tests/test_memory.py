@@ -30,9 +30,10 @@ with freed_memory_kept(large=False):
     large = max(several())
 with freed_memory_kept():
     kept = min(several())
-print(kept, usual, large)
+print(kept, usual, large, max(several()))
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    kept, usual, large = map(int, done.stdout.split())
+    kept, usual, large, behind = map(int, done.stdout.split())
     assert kept < 0.2 * usual
+    assert kept < 0.2 * behind, "memory goes back behind it"
     assert large > 0.5 * usual, "tensors of 32 MB and more are given back where that was asked for"
