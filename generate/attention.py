@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -114,21 +113,18 @@ def attend_after(prefix: Tensor, q: Tensor, keys: Tensor, values: Tensor, hidden
     return torch.lerp(own.float(), y.float(), share).to(q.dtype)
 
 
-def hide(starts: Sequence[int], count: int, like: Tensor, holes: Tensor | None) -> Tensor | None:
-    """(1 or B, 1, t, n) in the precision of `like`: 0 where a token sees another, else -inf; None where all are seen.
+def hide(places: Tensor, end: int, like: Tensor, holes: Tensor | None) -> Tensor:
+    """(1 or B, 1, t, end) in the precision of `like`: 0 where a token sees another, else -inf.
 
     Args:
-        starts: how many tokens stand before the t of each sequence; one number where they are the same.
-        count: t; n is the largest start and t more.
-        holes: (n or more,) bool, of tokens that no other may see; None without any.
+        places: (1 or B, t) where the t tokens of each sequence stand; one row where they are the same.
+        end: how many tokens there are to be seen.
+        holes: (end or more,) bool, of tokens that no other may see; None without any.
     """
-    if len(starts) == 1 and count == 1 and holes is None:
-        return None
-    places = torch.tensor(starts, device=like.device)[:, None] + torch.arange(count, device=like.device)
-    places, others = places[:, None, :, None], torch.arange(max(starts) + count, device=like.device)
-    unseen = others > places  # (B, 1, t, n)
+    places, others = places[:, None, :, None], torch.arange(end, device=places.device)
+    unseen = others > places  # (B, 1, t, end)
     if holes is not None:
-        unseen |= holes[: len(others)] & (others != places)
+        unseen |= holes[:end] & (others != places)
     return torch.zeros(unseen.shape, dtype=like.dtype, device=like.device).masked_fill_(unseen, -torch.inf)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import cast
 
@@ -12,12 +13,13 @@ from torch import Tensor
 from generate.attention import attend, attend_after, hide
 from generate.gpt import GPT, Block
 from generate.projection import Precision, activations, kept, projection
+from generate.replay import FixedStep, Rooms
 
 # Of keys and values; with the seed document's transformer in float32 a window has 100 MB.
 KEPT_BYTES = 3 << 30
 # Tokens that a pass guesses ahead. A pass of 16 rows through the seed document's transformer takes 1.25 (bfloat16) to 1.8
 # (float32) times one of a single row; beyond ROWS rows altogether it takes longer than the guesses save.
-GUESSES, ROWS = 15, 64
+GUESSES, ROWS = 15, {"cpu": 64, "cuda": 256}
 CLEARED = 32  # tokens of the cache that are set to zero ahead of those that a pass reaches
 
 
@@ -39,6 +41,7 @@ class Decoder:
         self.blocks = [_FusedBlock(cast(Block, block), precision) for block in model.blocks]
         self.norm = _norm_weights(model.ln_f, dtype)
         self.head = projection(model.head.weight, None, precision)
+        self.rooms = Rooms(self) if self.device.type == "cuda" else None
 
     def session(self, batch: int, holes: Sequence[int] = ()) -> Session:
         """Begin `batch` sequences, of which no token sees those at `holes`, whatever they are."""
@@ -46,7 +49,7 @@ class Decoder:
 
     def guesses(self, sequences: int) -> int:
         """How many tokens a pass shall guess ahead in each of some sequences."""
-        return max(1, min(GUESSES, ROWS // sequences - 1))
+        return max(1, min(GUESSES, ROWS.get(self.device.type, 64) // sequences - 1))
 
 
 class Session:
@@ -61,8 +64,13 @@ class Session:
         self.seen = 0
         self.batch = batch
         self._filled = 0  # of the cache, along the tokens: what lies behind may be anything
-        self.prefix = self._room(0, 0)  # of what several sequences have in common
-        self.cache = self._room(batch, decoder.config.block_size)
+        self.prefix = self._memory(0, 0)  # of what several sequences have in common
+        self.room = decoder.rooms.take(batch) if decoder.rooms else None
+        if self.room is None or decoder.rooms is None:
+            self.cache = self._memory(batch, decoder.config.block_size)
+        else:  # lent, and handed on to another session behind this one
+            self.cache = self.room.cache[:, :, :batch]
+            weakref.finalize(self, decoder.rooms.give, self.room).atexit = False
 
     @property
     def bytes(self) -> int:
@@ -84,9 +92,15 @@ class Session:
         if self.seen:
             raise ValueError("only the beginning of sequences can be shared")
         rows, count = tokens.shape
-        self.prefix = self._room(rows, count)
-        self.cache = self._room(self.batch, self.decoder.config.block_size - count)
-        return self._run(tokens, self.prefix, None, [0], 1)[:, 0].repeat_interleave(self.batch // rows, 0)
+        if self.room is not None:  # a GPU reads what is kept quickly enough: every sequence has a copy
+            logits = self._run(tokens, self.cache[:, :, :rows], None, [0], 1)[:, 0]
+            begun = self.cache[:, :, :rows, :, :count].repeat_interleave(self.batch // rows, 2)
+            self.cache[..., :count, :] = begun
+        else:
+            self.prefix = self._memory(rows, count)
+            self.cache = self._memory(self.batch, self.decoder.config.block_size - count)
+            logits = self._run(tokens, self.prefix, None, [0], 1)[:, 0]
+        return logits.repeat_interleave(self.batch // rows, 0)
 
     def feed(self, tokens: Tensor) -> Tensor:
         """Append tokens (B, t) and give the logits (B, V), float32, for the token that comes next."""
@@ -98,6 +112,10 @@ class Session:
         They may be guesses: they stand until another call puts others there. `seen`, behind which `feed` goes on, is
         the caller's to set.
         """
+        if self.room is not None:
+            self.seen = max(starts) + tokens.shape[1]
+            starts = [*starts] * (self.batch // len(starts))
+            return self.room.replay(tokens, starts, self.holes)
         alike = all(one == starts[0] for one in starts)
         return self._run(tokens, self.cache, self._before(), starts[:1] if alike else starts, tokens.shape[1])
 
@@ -109,6 +127,7 @@ class Session:
     ) -> Tensor:
         """Logits (B, wanted, V) behind the last of some tokens (B, t). `starts` has one number if they are the same."""
         d, count = self.decoder, tokens.shape[1]
+        tokens = tokens.to(d.device)
         if len(starts) == 1:
             positions = d.positions[starts[0] : starts[0] + count]  # (t, C)
         else:
@@ -118,7 +137,7 @@ class Session:
         shared = prefix.shape[4] if prefix is not None else 0
         holes = None if self.holes is None else self.holes[shared:]
         step = _Step([start - shared for start in starts], count, cache[0], prefix is None, holes)
-        if cache is self.cache:
+        if cache is self.cache and self.room is None:
             end = step.end
             if len(starts) > 1 and end > self._filled:
                 # hidden from a sequence that is behind the others, but not a number even so; some more saves doing it soon
@@ -133,7 +152,7 @@ class Session:
         x = F.layer_norm(x, (d.config.width,), *d.norm)
         return d.head(x).float()
 
-    def _room(self, batch: int, tokens: int) -> Tensor:
+    def _memory(self, batch: int, tokens: int) -> Tensor:
         """(layers, 2, batch, heads, tokens, d), not filled."""
         d, c = self.decoder, self.decoder.config
         shape = (c.layers, 2, batch, c.heads, tokens, c.width // c.heads)
@@ -177,7 +196,7 @@ class _FusedBlock:
         self.down = projection(down.weight, down.bias, precision)
         self.norm1, self.norm2 = _norm_weights(block.ln1, dtype), _norm_weights(block.ln2, dtype)
 
-    def forward(self, x: Tensor, cache: Tensor, step: _Step, before: Tensor | None, wanted: int) -> Tensor:
+    def forward(self, x: Tensor, cache: Tensor, step: _Step | FixedStep, before: Tensor | None, wanted: int) -> Tensor:
         """(B, t, C) -> (B, wanted, C): behind the last block only the rows whose logits are wanted are computed.
 
         Args:
@@ -191,6 +210,7 @@ class _FusedBlock:
         q, hidden = qkv[0].to(cache.dtype), step.hidden
         keys, values = cache.narrow(3, 0, step.end).unbind(0)  # (B, heads, end, d)
         if wanted < count:
+            assert isinstance(step, _Step), "a fixed step wants all of its tokens"
             q, x, count = q[:, :, -wanted:], x[:, -wanted:], wanted
             hidden = step.hidden_from_last(wanted, cache)
         y = (
@@ -220,7 +240,7 @@ class _Step:
         self.starts, self.count, self.end = starts, count, max(starts) + count
         self.holes = holes if holes is not None and bool(holes[: self.end].any()) else None
         whole = causal and self.end == count and self.holes is None  # the kernels know this case
-        self.hidden = None if whole else hide(starts, count, cache, self.holes)
+        self.hidden = None if whole else self.hidden_from_last(count, cache)
 
     def keep(self, cache: Tensor, found: Tensor) -> None:
         """Put keys and values (2, B, heads, t, d) where they belong."""
@@ -232,7 +252,11 @@ class _Step:
 
     def hidden_from_last(self, wanted: int, cache: Tensor) -> Tensor | None:
         """What is hidden from the last tokens."""
-        return hide([start + self.count - wanted for start in self.starts], wanted, cache, self.holes)
+        if len(self.starts) == 1 and wanted == 1 and self.holes is None:
+            return None  # it sees everything
+        ends = torch.tensor(self.starts, device=cache.device)[:, None] + self.count
+        places = ends + torch.arange(-wanted, 0, device=cache.device)
+        return hide(places, self.end, cache, self.holes)
 
 
 def _norm_weights(layer: torch.nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,7 @@ def paint_tokens(
         given: tokens that are kept, on every canvas of the batch.
         guidance: both conditions share each step, so a batch takes twice the memory.
         follow: called before the first and after every few tokens with the canvases so far, (B, h, w), and what of them is
-            painted or given, (h, w) bool. Both go on changing.
+            painted or given, (h, w) bool. Both are on the CPU and go on changing.
 
     Raises:
         ValueError: a canvas smaller than the window, or a stride that is neither 1 nor half a window.
@@ -136,7 +136,7 @@ def paint_tokens(
             for count in canvas.paint(wave):
                 advance(count)
                 follow(canvas.tokens, canvas.painted)
-    return Painted(canvas.tokens, canvas.log_likelihood / max(missing, 1))
+    return Painted(canvas.tokens.to(mask_tokens.device), canvas.log_likelihood / max(missing, 1))
 
 
 class _Canvas:
@@ -154,15 +154,17 @@ class _Canvas:
     ) -> None:
         self.decoder, self.chance, self.numbers, self.codes = decoder, chance, numbers, codes
         self.scale = guidance.scale if guidance else 1.0
+        # canvases stay with the processor, which has much to do with few numbers; sessions send what they run to the device
+        mask_tokens = mask_tokens.cpu()
         self.alike = len(mask_tokens) > 1 and bool((mask_tokens == mask_tokens[:1]).all())
         self.conditions = [mask_tokens]  # (B, h, w) each; the second says nothing
         if guidance:
-            self.conditions.append(guidance.unconditional.expand_as(mask_tokens))
+            self.conditions.append(guidance.unconditional.cpu().expand_as(mask_tokens))
         self.tokens = torch.zeros_like(mask_tokens)
         self.painted = torch.zeros(mask_tokens.shape[1:], dtype=torch.bool)
         if given:
             self.painted |= given.where.cpu()
-            self.tokens[:, given.where] = given.tokens.to(mask_tokens)[given.where]
+            self.tokens[:, self.painted] = given.tokens.to(mask_tokens)[self.painted]
         self.log_likelihood = torch.zeros(len(mask_tokens))
         self.side = decoder.config.window
         self.kept = KeptSessions()
@@ -190,16 +192,17 @@ class _Canvas:
         cells, both = self.side * self.side, len(self.conditions)
         session = self._session(places, holes, tasks)
         known = self._windows(self.tokens, tasks)  # (tasks B, cells)
-        drafts = Drafts(places, known.cpu().numpy(), self.decoder.guesses(both * len(known)), holes)
+        drafts = Drafts(places, known.numpy(), self.decoder.guesses(both * len(known)), holes)
         starts, logits = drafts.fed.copy(), self._begin(session, drafts, places[0], tasks)[:, None]
         while True:
             guided, told = self._guide(logits)  # (tasks B, t, V)
             drawn = self._draw(guided.flatten(0, 1), tasks, _behind(starts, guided.shape[1]))
             drawn = drawn.view(guided.shape[:2])
-            news = drafts.settle(starts, drawn.cpu().numpy())
-            self._put(drafts, tasks)
             likely = told.log_softmax(2).gather(2, drawn[..., None])[..., 0]
-            likely = likely.cpu().masked_fill(~torch.from_numpy(news), 0)
+            drawn, likely = _fetched(drawn, likely)
+            news = drafts.settle(starts, drawn.numpy())
+            self._put(drafts, tasks)
+            likely = likely.masked_fill(~torch.from_numpy(news), 0)
             self.log_likelihood += likely.view(len(tasks), -1, likely.shape[1]).sum((0, 2))
             yield int(news.sum())
             if drafts.done:
@@ -208,7 +211,7 @@ class _Canvas:
             if lacking := drafts.lacking(starts, count):
                 nearest = guided[[window for window, _ in lacking], -1]
                 drafts.guess(lacking, self._draw(nearest, tasks, lacking).tolist())
-            tokens = torch.from_numpy(drafts.tokens(starts, count)).to(known)
+            tokens = torch.from_numpy(drafts.tokens(starts, count))
             logits = session.look_ahead(tokens.repeat(both, 1), [cells + start for start in starts] * both)
         session.seen = cells + places[-1]
         if len(tasks) == 1 and tasks[0].again:
@@ -221,7 +224,7 @@ class _Canvas:
             logits = session.share(torch.cat([self._windows(one[:1], tasks) for one in self.conditions]))
         if session.seen < cells + place:
             masks = torch.cat([self._windows(one, tasks) for one in self.conditions])
-            known = torch.from_numpy(drafts.tokens([0] * len(drafts.windows), place)).to(masks)
+            known = torch.from_numpy(drafts.tokens([0] * len(drafts.windows), place))
             tokens = torch.cat([masks, known.repeat(len(self.conditions), 1)], 1)
             logits = session.feed(tokens[:, session.seen :])
         assert logits is not None, "places ascend, so something is always missing"
@@ -255,12 +258,20 @@ class _Canvas:
 
     def _put(self, drafts: Drafts, tasks: list[Task]) -> None:
         """Copy what is settled on all canvases to them."""
-        tokens, settled = torch.from_numpy(drafts.windows).to(self.tokens), torch.from_numpy(drafts.settled)
+        tokens, settled = torch.from_numpy(drafts.windows), torch.from_numpy(drafts.settled)
         shape = (len(tasks), -1, self.side, self.side)
         for task, windows, there in zip(tasks, tokens.view(shape), settled.view(shape).all(1), strict=True):
             rows, columns = (slice(start, start + self.side) for start in (task.top, task.left))
             self.tokens[:, rows, columns] = torch.where(there, windows, self.tokens[:, rows, columns])
             self.painted[rows, columns] |= there
+
+
+def _fetched(tokens: Tensor, figures: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 and float32 of one shape, on the CPU; from a GPU in one go, for each wait there is dear."""
+    if tokens.device.type == "cpu":
+        return tokens, figures
+    both = torch.stack([tokens.float(), figures]).cpu()  # tokens are far below 2 ** 24
+    return both[0].long(), both[1]
 
 
 def _behind(starts: Sequence[int], count: int) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import torch
@@ -53,6 +54,18 @@ def _has_onednn() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
+@cache
+def largest_int8_weight() -> int:
+    """127 where this processor multiplies the largest int8 weights and rows exactly, else 63."""
+    largest = torch.full((LANES, 64), 127.0)
+    ones, zeros = torch.ones(LANES, dtype=torch.float64), torch.zeros(LANES, dtype=torch.int64)
+    packed = torch.ops.quantized.linear_prepack(
+        torch.quantize_per_channel(largest, ones, zeros, 0, torch.qint8), None
+    )
+    found = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(largest[:1], 1.0, 128, packed)
+    return 127 if bool((found == 64 * 127**2).all()) else 63
+
+
 class DenseProjection:
     """Weights as they are, in the precision of what goes through."""
 
@@ -92,13 +105,17 @@ class Int8Projection:
     Two kernels give the same bits (oneDNN's where outputs fill whole lanes): FBGEMM's is quicker for one or two rows,
     oneDNN's for more (8 rows through the seed document's transformer: 27 ms and 24 ms; 256 rows: 104 ms).
 
+    Processors without instructions for it (VNNI or AMX) add two products in 16 bits, which the largest do not fit: there
+    weights have 7 bits.
+
     Source: Dettmers et al. 2022 (LLM.int8), section 2.1, vector-wise quantisation.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         if weight.device.type != "cpu" or torch.backends.quantized.engine == "none":
             raise UserError("--precision int8 runs on a CPU only; use --precision bfloat16, or --device cpu")
-        self.scales = weight.abs().amax(1).clamp(min=1e-12) / 127
+        largest = largest_int8_weight()
+        self.scales = weight.abs().amax(1).clamp(min=1e-12) / largest
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         rounded = torch.quantize_per_channel(weight.float(), self.scales.double(), self.zeros, 0, torch.qint8)
         self.for_few = torch.ops.quantized.linear_prepack(rounded, None)

@@ -51,9 +51,10 @@ def encode_tiled(codes: VQGAN, pixels: Tensor, tile: int = TILE, overlap: int = 
 def decode_tiled(
     codes: VQGAN, tokens: Tensor, size: tuple[int, ...], tile: int = TILE, overlap: int = OVERLAP
 ) -> NDArray[np.uint8]:
-    """Painting (H, W, 3) of painting tokens (h, w), cut to `size` (H, W)."""
+    """Painting (H, W, 3) of painting tokens (h, w) on any device, cut to `size` (H, W)."""
     factor = codes.config.downsampling
     height, width = tokens.shape
+    tokens = tokens.to(codes.quantize.embedding.weight.device)
     canvas = np.zeros((height * factor, width * factor, 3), np.uint8)
     for rows in spans(height, tile, overlap):
         painted = _decode_row(codes, tokens[rows[0] : rows[1]], tile, overlap)  # (tile f, W, 3) float
