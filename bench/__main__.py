@@ -11,6 +11,7 @@ import inspect
 import os
 import pkgutil
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -27,7 +28,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 @click.argument("names", nargs=-1)
 @click.option("--write", is_flag=True, help="Also write docs/bench-NAME.md.")
 def main(names: tuple[str, ...], write: bool) -> None:
-    """Run the named benchmarks, or all.
+    """Run the named benchmarks, or all but those that need a GPU.
 
     \b
     Example:
@@ -36,7 +37,7 @@ def main(names: tuple[str, ...], write: bool) -> None:
     found = [module.name for module in pkgutil.iter_modules(bench.__path__) if module.name not in SHARED]
     if unknown := set(names) - set(found):
         raise click.UsageError(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(found)}")
-    for name in names or found:
+    for name in names or [one for one in found if not one.endswith("_gpu")]:
         module = importlib.import_module(f"bench.{name}")
         text = f"# {name}\n\n{inspect.getdoc(module)}\n\n{markdown(module.run())}\n\n{machine()}\n"
         click.echo(text)
@@ -54,7 +55,10 @@ def markdown(rows: Iterable[Mapping[str, object]]) -> str:
 
 def machine() -> str:
     """One line that says where the figures come from."""
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}, NumPy {np.__version__}."
+    torch = sys.modules.get("torch")
+    there = torch is not None and torch.cuda.is_available()
+    gpu = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, " if torch and there else ""
+    return f"{gpu}{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}, NumPy {np.__version__}."
 
 
 def _cell(value: object) -> str:

@@ -14,8 +14,7 @@ time to read every weight once.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from annotate.files import read_json, write_json
 from annotate.progress import note
-from bench.timing import side_by_side
+from bench.timing import milliseconds, side_by_side
 from generate.config import SEED_TRANSFORMER, GPTConfig
 from generate.decoding import Decoder, Session
 from generate.gpt import GPT
@@ -79,16 +78,16 @@ def _rows(precision: Precision) -> list[dict[str, object]]:
     decoder = Decoder(model, precision)
     rows = []
     with torch.inference_mode():
-        naive = [_naive(model) for _ in range(3)]
+        naive = [naive_token(model) for _ in range(3)]
         for what, canvas, count, stride, _, target in (one for one in WORK if one[4] == precision):
             whole = canvas == (16, 16) or stride > 1
             ours, settled = (
-                _paint(decoder, canvas, count, stride) if whole else (_replay(decoder, canvas), None)
+                paint(decoder, canvas, count, stride) if whole else (_replay(decoder, canvas), None)
             )
             floor, step = floor_and_step(decoder, count)
             note(f"{what}, {precision}: {ours:.1f} ms a token, step {step:.1f}, floor {floor:.1f}")
             rows.append((what, ours, settled, floor, step, target))
-        naive += [_naive(model) for _ in range(3)]
+        naive += [naive_token(model) for _ in range(3)]
     theirs = median(naive)
     return [
         {
@@ -107,25 +106,27 @@ def _rows(precision: Precision) -> list[dict[str, object]]:
     ]
 
 
-def _naive(model: GPT) -> float:
-    tokens = torch.randint(model.config.vocab_size, (1, model.config.block_size - 1))
-    return _milliseconds(lambda: model(tokens)[:, -1].argmax(1))
+def naive_token(model: GPT) -> float:
+    """Milliseconds a token of the reference's loop."""
+    shape = (1, model.config.block_size - 1)
+    tokens = torch.randint(model.config.vocab_size, shape, device=model.pos_emb.device)
+    return milliseconds(lambda: model(tokens)[:, -1].argmax(1))
 
 
-def _paint(decoder: Decoder, canvas: tuple[int, int], count: int, stride: int) -> tuple[float, float]:
+def paint(decoder: Decoder, canvas: tuple[int, int], count: int, stride: int) -> tuple[float, float]:
     """Milliseconds a token, and tokens of a painting that a pass settles: the mean of some masks."""
     cells, passes, spent = canvas[0] * canvas[1], list[int](), 0.0
     for _ in range(MASKS):
         tokens = torch.randint(decoder.config.vocab_size, (1, *canvas)).expand(count, -1, -1)
-        paint = partial(paint_tokens, decoder, tokens, Chance(), stride, advance=passes.append)
-        spent += _milliseconds(paint)
+        work = partial(paint_tokens, decoder, tokens, Chance(), stride, advance=passes.append)
+        spent += milliseconds(work)
     return spent / (MASKS * count * cells), MASKS * cells / len(passes)
 
 
 def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:
     """Median milliseconds of one token through the linear layers alone, and of a cached step mid-painting, in turns."""
     widths = (decoder.config.width, 4 * decoder.config.width)
-    x, wide = (torch.randn(batch, 1, n, dtype=decoder.dtype) for n in widths)
+    x, wide = (torch.randn(batch, 1, n, dtype=decoder.dtype, device=decoder.device) for n in widths)
     session = decoder.session(batch)
     session.cache.zero_()
     tokens = torch.randint(decoder.config.vocab_size, (batch, 1))
@@ -215,10 +216,4 @@ def _call(session: Session, call: Call) -> float:
     batch, seen, new, every = call
     tokens = torch.randint(session.decoder.config.vocab_size, (batch, new))
     session.seen = seen
-    return _milliseconds(lambda: session.look_ahead(tokens, [seen]) if every else session.feed(tokens))
-
-
-def _milliseconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return (time.perf_counter() - started) * 1000
+    return milliseconds(lambda: session.look_ahead(tokens, [seen]) if every else session.feed(tokens))

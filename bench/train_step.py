@@ -26,6 +26,7 @@ from typing import Any
 
 from annotate.files import read_json, write_json
 from annotate.progress import note
+from bench.timing import milliseconds
 
 STAGES = ("transformer", "mask", "painting")
 SIDES = (("reference", "float32"), ("ours", "float32"), ("reference", "bfloat16"), ("ours", "bfloat16"))
@@ -39,12 +40,12 @@ def run() -> list[dict[str, object]]:
     return [row for stage in STAGES for row in stage_rows(stage)]
 
 
-def stage_rows(stage: str) -> list[dict[str, object]]:
-    """The rows of one stage."""
+def stage_rows(stage: str, device: str = "cpu") -> list[dict[str, object]]:
+    """The rows of one stage on `cpu` or `cuda`."""
     rows: list[dict[str, object]] = []
     reference: dict[str, float] = {}
     for side, precision in SIDES:
-        found = _measured(stage, side, precision)
+        found = _measured(stage, side, precision, device)
         step = median(found["seconds"]) + found["cutting"]
         reference.setdefault(precision, step)
         rows.append(
@@ -60,27 +61,32 @@ def stage_rows(stage: str) -> list[dict[str, object]]:
     return rows
 
 
-def _measured(stage: str, side: str, precision: str) -> dict[str, Any]:
-    kept = Path(FOLDER) / f"{stage}-{side}-{precision}.json" if FOLDER else None
+def _measured(stage: str, side: str, precision: str, device: str) -> dict[str, Any]:
+    kept = Path(FOLDER) / f"{stage}-{side}-{precision}-{device}.json" if FOLDER else None
     if kept and kept.exists():
         return dict(read_json(kept))
-    words = [sys.executable, "-m", "bench.train_step", stage, side, precision]
+    words = [sys.executable, "-m", "bench.train_step", stage, side, precision, device]
     found = dict(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
-    note(f"{stage}, {side}, {precision}: {found}")
+    note(f"{stage}, {side}, {precision}, {device}: {found}")
     if kept:
         write_json(kept, found)
     return found
 
 
-def _child(stage: str, side: str, precision: str) -> dict[str, Any]:
+def _child(stage: str, side: str, precision: str, device: str) -> dict[str, Any]:
+    import torch
+
     measure = _ours if side == "ours" else _reference
     with tempfile.TemporaryDirectory() as folder:
-        seconds, cutting = measure(Path(folder), stage, precision)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds, cutting = measure(Path(folder), stage, precision, device)
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"seconds": seconds, "cutting": cutting, "peak": peak}
 
 
-def _reference(folder: Path, stage: str, precision: str) -> tuple[list[float], float]:
+def _reference(folder: Path, stage: str, precision: str, device: str) -> tuple[list[float], float]:
     import torch
 
     from bench import reference_step
@@ -90,9 +96,10 @@ def _reference(folder: Path, stage: str, precision: str) -> tuple[list[float], f
 
     reference_step.use_reference_operations()
     torch.manual_seed(0)
+    torch.set_default_device(device)
 
     def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+        return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
 
     painting, mask = PAINTING_CODES["seed"], MASK_CODES["seed"]
     x, ids = torch.rand(1, 3, 256, 256) * 2 - 1, torch.randint(7, (1, 32, 32)).repeat_interleave(8, 1)
@@ -100,7 +107,7 @@ def _reference(folder: Path, stage: str, precision: str) -> tuple[list[float], f
     if stage == "painting":
         lpips = find_perceptual(str(_random_vgg(folder)))
         assert lpips is not None
-        step = reference_step.painting_step(x, painting, lpips, autocast)
+        step = reference_step.painting_step(x, painting, lpips.to(device), autocast)
     elif stage == "mask":
         step = reference_step.mask_step(ids, mask, autocast)
     else:
@@ -109,15 +116,16 @@ def _reference(folder: Path, stage: str, precision: str) -> tuple[list[float], f
         step = reference_step.transformer_step(
             x, ids, config, config.gpt(painting.codebook_size), codes, autocast
         )
-    seconds = []
-    for _ in range(STEPS):
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
+    seconds = [milliseconds(step) / 1000 for _ in range(_steps(device))]
     return seconds[UNCOUNTED:], 0.0
 
 
-def _ours(folder: Path, stage: str, precision: str) -> tuple[list[float], float]:
+def _steps(device: str) -> int:
+    """Enough behind those that a GPU needs to set itself up and to record."""
+    return STEPS if device == "cpu" else 5 * STEPS
+
+
+def _ours(folder: Path, stage: str, precision: str, device: str) -> tuple[list[float], float]:
     """The real training, its steps timed from one end to the next."""
     from generate.presets import MASK_CODES, PAINTING_CODES
     from generate.train import Stage
@@ -132,21 +140,21 @@ def _ours(folder: Path, stage: str, precision: str) -> tuple[list[float], float]
 
     setattr(Stage, "_remember", timed)  # noqa: B010, mypy forbids the plain way
     short: dict[str, Any] = {
-        "steps": STEPS, "save_every": STEPS, "workers": 0, "precision": precision
+        "steps": _steps(device), "save_every": _steps(device), "workers": 0, "precision": precision
     }  # fmt: skip
     cutting = 0.0
     if stage == "transformer":
-        cutting = _transformer(folder, short, precision)
+        cutting = _transformer(folder, short, precision, device)
     elif stage == "mask":
-        train_mask_codes(_scenes(folder), replace(MASK_CODES["seed"], **short), "cpu")
+        train_mask_codes(_scenes(folder), replace(MASK_CODES["seed"], **short), device)
     else:
         # as after its warm-up; 10,000 steps are not waited for
         config = replace(PAINTING_CODES["seed"], adversarial_start=0, perceptual=str(_random_vgg(folder)))
-        train_painting_codes(_scenes(folder), replace(config, **short), "cpu")
+        train_painting_codes(_scenes(folder), replace(config, **short), device)
     return [after - before for before, after in pairwise(ends)][UNCOUNTED - 1 :], cutting
 
 
-def _transformer(folder: Path, short: dict[str, Any], precision: str) -> float:
+def _transformer(folder: Path, short: dict[str, Any], precision: str, device: str) -> float:
     """Train on random tokens; seconds a step that cutting paintings to tokens comes to."""
     import torch
 
@@ -167,10 +175,10 @@ def _transformer(folder: Path, short: dict[str, Any], precision: str) -> float:
     tokens = [Tokens("scene", views, opened)]
     stage = train_transformer.TransformerStage(GPT(config.gpt(1024)), config, "", [], 1024)
     windows = Windows(tokens, config.window, 0, config.open_part, config.open_all)
-    fit_stage(stage, windows, folder, "cpu", "Training the transformer")
-    codes = VQGAN(PAINTING_CODES["seed"].vqgan()).eval(), VQGAN(MASK_CODES["seed"].vqgan()).eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        crop = torch.rand(1, 3, 256, 256)
+    fit_stage(stage, windows, folder, device, "Training the transformer")
+    codes = [VQGAN(one["seed"].vqgan()).eval().to(device) for one in (PAINTING_CODES, MASK_CODES)]
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        crop = torch.rand(1, 3, 256, 256, device=device)
         works = (partial(codes[0].encode, crop), partial(unconditional_tokens, codes[1], (16, 16)))
         with freed_memory_kept():
             painting, mask = (_seconds(work) for work in works)
@@ -181,9 +189,7 @@ def _transformer(folder: Path, short: dict[str, Any], precision: str) -> float:
 
 def _seconds(work: Any) -> float:
     work()
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    return milliseconds(work) / 1000
 
 
 def _scenes(folder: Path) -> Any:
@@ -220,4 +226,4 @@ def _random_vgg(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_child(*sys.argv[1:4])))
+    print(json.dumps(_child(*sys.argv[1:5])))

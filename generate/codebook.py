@@ -44,7 +44,10 @@ class CodebookUse(nn.Module):
 
     def count(self, indices: Tensor) -> None:
         """Add a batch of tokens (any shape)."""
-        now = torch.bincount(indices.flatten(), minlength=len(self.counts))
+        some, now = indices.flatten(), torch.zeros_like(self.counts)
+        now.index_add_(
+            0, some, torch.ones_like(some, dtype=now.dtype)
+        )  # a GPU has to be waited for by bincount
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(now)
         self.counts.mul_(MEMORY).add_(now, alpha=1 - MEMORY)

@@ -196,7 +196,9 @@ class _FusedBlock:
         self.down = projection(down.weight, down.bias, precision)
         self.norm1, self.norm2 = _norm_weights(block.ln1, dtype), _norm_weights(block.ln2, dtype)
 
-    def forward(self, x: Tensor, cache: Tensor, step: _Step | FixedStep, before: Tensor | None, wanted: int) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: Tensor, step: _Step | FixedStep, before: Tensor | None, wanted: int
+    ) -> Tensor:
         """(B, t, C) -> (B, wanted, C): behind the last block only the rows whose logits are wanted are computed.
 
         Args:

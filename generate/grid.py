@@ -74,14 +74,23 @@ def write_grid(path: Path, above: Sequence[Any], below: Sequence[Any]) -> None:
     Args:
         above, below: (H, W, 3) uint8 each; of any sizes.
     """
-    width = sum(max(a.shape[1], b.shape[1]) for a, b in zip(above, below, strict=True))
-    height = max(one.shape[0] for one in [*above, *below])
-    grid = np.full((2 * height, width, 3), 255, np.uint8)
-    left = 0
-    for a, b in zip(above, below, strict=True):
-        grid[: a.shape[0], left : left + a.shape[1]] = a
-        grid[height : height + b.shape[0], left : left + b.shape[1]] = b
-        left += max(a.shape[1], b.shape[1])
+    stack(path, list(zip(above, below, strict=True)))
+
+
+def stack(path: Path, columns: Sequence[Sequence[Any]]) -> None:
+    """Write a PNG of columns of pictures; every column has as many.
+
+    Args:
+        columns: of (H, W, 3) uint8 each; of any sizes.
+    """
+    heights = [max(one.shape[0] for one in row) for row in zip(*columns, strict=True)]
+    widths = [max(one.shape[1] for one in column) for column in columns]
+    grid = np.full((sum(heights), sum(widths), 3), 255, np.uint8)
+    for number, column in enumerate(columns):
+        left = sum(widths[:number])
+        for row, one in enumerate(column):
+            top = sum(heights[:row])
+            grid[top : top + one.shape[0], left : left + one.shape[1]] = one
     with whole_file(path) as temporary:
         Image.fromarray(grid).save(temporary, format="PNG")
 
@@ -91,5 +100,6 @@ def _redrawn(net: VQGAN, mask: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
     factor = net.config.downsampling
     height, width = (side // factor * factor for side in mask.size)
     ids = torch.from_numpy(mask.read()[:height, :width].astype(np.int64))
-    logits = net.decode(net.encode_mask(ids[None]).z)  # (1, n_labels, H, W)
-    return cast("np.ndarray[Any, np.dtype[np.uint8]]", logits[0].argmax(0).to(torch.uint8).numpy())
+    place = net.quantize.embedding.weight.device
+    logits = net.decode(net.encode_mask(ids[None].to(place)).z)  # (1, n_labels, H, W)
+    return cast("np.ndarray[Any, np.dtype[np.uint8]]", logits[0].argmax(0).to(torch.uint8).cpu().numpy())

@@ -38,6 +38,11 @@ class Norm(nn.GroupNorm):
         # A 1 x 1 convolution on the CPU hands on channels-last memory whatever it gets.
         wanted = layout(x.device, x.dtype)
         x = x.contiguous(memory_format=wanted)
+        if x.device.type == "cuda" and x.dtype == torch.bfloat16:
+            # autocast would have its input and output in float32, though its sums are so in either precision
+            with torch.autocast("cuda", enabled=False):
+                weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+                return nn.functional.group_norm(x, self.num_groups, weight, bias, self.eps)
         if wanted is torch.contiguous_format:
             return super().forward(x)
         return cast(Tensor, _ChannelsLast.apply(x, self.weight, self.bias, self.num_groups, self.eps))

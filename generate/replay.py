@@ -113,7 +113,7 @@ class _Pass:
 
     def _record(self) -> None:
         """As `torch.cuda.graph` does it, which also empties torch's cache of memory and Python's of garbage each time."""
-        self._graph, aside, now = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+        self._graph, aside, now = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(now)
         with torch.cuda.stream(aside):
             self._graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")

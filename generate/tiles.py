@@ -7,6 +7,8 @@ fade from one tile into the next, so that the group norms' slightly different st
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +29,12 @@ def spans(length: int, tile: int = TILE, overlap: int = OVERLAP) -> list[tuple[i
     return [(start, start + tile) for start in starts]
 
 
+def in_float32() -> AbstractContextManager[None]:
+    """Convolutions on a GPU as exact as on a CPU: TF32, which is torch's default there, can tip a token."""
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return flags
+
+
 @torch.inference_mode()
 def encode_tiled(codes: VQGAN, pixels: Tensor, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
     """Tokens (1, h, w) of a mask's shifted ids (1, H, W), or of a painting (1, 3, H, W) in [-1, 1].
@@ -40,7 +48,8 @@ def encode_tiled(codes: VQGAN, pixels: Tensor, tile: int = TILE, overlap: int = 
     for top, bottom in spans(height, tile, overlap):
         for left, right in spans(width, tile, overlap):
             cut = pixels[..., top * factor : bottom * factor, left * factor : right * factor]
-            found = encode(cut).indices  # (1, tile, tile)
+            with in_float32():
+                found = encode(cut).indices  # (1, tile, tile)
             # From the middle of what is shared on, this tile knows better than the ones above and to the left.
             row, column = (overlap // 2 if start > 0 else 0 for start in (top, left))
             tokens[:, top + row : bottom, left + column : right] = found[:, row:, column:]
@@ -73,7 +82,8 @@ def _decode_row(codes: VQGAN, tokens: Tensor, tile: int, overlap: int) -> NDArra
     height, width = tokens.shape
     row = np.zeros((height * factor, width * factor, 3), np.float32)
     for first, last in spans(width, tile, overlap):
-        image = codes.decode_indices(tokens[None, :, first:last])[0].float()  # (3, H, tile f) in [-1, 1]
+        with in_float32():
+            image = codes.decode_indices(tokens[None, :, first:last])[0].float()  # (3, H, tile f) in [-1, 1]
         pixels = image.add(1).mul(127.5).clamp(0, 255).permute(1, 2, 0).cpu().numpy()
         left, right = first * factor, last * factor
         if first > 0:

@@ -59,7 +59,7 @@ class Stage(L.LightningModule):
         self.history: list[dict[str, float]] = []
         self.finished = False  # early
         self.latest_sums: dict[str, float] = {}
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Any] = {}  # figures of this step: tensors until they are fetched
         self._micro = 0
 
     @property
@@ -107,35 +107,51 @@ class Stage(L.LightningModule):
         if self.starts_step:
             # the same draws after a resume, others in each process
             torch.manual_seed(self.config.seed * 1_000_003 + self.done + self.global_rank * 2**32)
-        figures = self.losses(batch)
-        value = float(figures["loss"].detach())
-        if not math.isfinite(value):
-            raise DivergedError(f"the loss is {value} at step {self.done + 1} of {self.config.steps}")
-        optimizer = self._main()
-        self.manual_backward(figures["loss"] / self.config.accumulate)
-        for name, figure in figures.items():
+        for name, figure in self.gradients(batch).items():
             self.figure(name, figure / self.config.accumulate)
         self._micro = (self._micro + 1) % self.config.accumulate
         if self._micro:
             return
-        rate = self.learning_rate(self.done)
-        leaves = self.leaves()
-        if self.config.clip:
-            total = nn.utils.clip_grad_norm_(leaves, self.config.clip)
-        else:  # a sum tells what is not finite as well as a norm does, and reads memory twice as fast
-            total = torch.stack([one.grad.sum().float() for one in leaves if one.grad is not None]).sum()
+        optimizer, rate = self._main(), self.learning_rate(self.done)
+        self._check(self._gradient())
         try:
-            if not math.isfinite(float(total)):
-                raise FloatingPointError(f"the gradient is {total}")
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
         except FloatingPointError as error:
-            raise DivergedError(f"{error} at step {self.done + 1} of {self.config.steps}") from error
+            raise self._diverged(str(error)) from error
         optimizer.zero_grad(set_to_none=True)
         self.done += 1
         self.after_step()
         self._remember()
+
+    def gradients(self, batch: Any) -> Figures:
+        """Add a batch's gradients to those of its step, and give its figures."""
+        figures = self.losses(batch)
+        self.manual_backward(figures["loss"] / self.config.accumulate)
+        return figures
+
+    def _gradient(self) -> Tensor:
+        """Clip the step's gradient where the config says so; a number that is finite where all of it is."""
+        leaves = self.leaves()
+        if self.config.clip:
+            return nn.utils.clip_grad_norm_(leaves, self.config.clip)
+        found = [one.grad for one in leaves if one.grad is not None]
+        if self.device.type == "cuda":  # in a few kernels
+            return torch.stack(torch._foreach_norm(found)).sum()
+        # a sum tells what is not finite as well as a norm does, and reads memory twice as fast
+        return torch.stack([one.sum().float() for one in found]).sum()
+
+    def _check(self, gradient: Tensor) -> None:
+        """Fetch the step's figures, all at once, for a GPU has to be waited for; raise where one is not finite."""
+        fetched = torch.stack([gradient, *(one.float() for one in self._sums.values())]).tolist()
+        self._sums = dict(zip(self._sums, fetched[1:], strict=True))
+        for what, value in (("loss", self._sums["loss"]), ("gradient", fetched[0])):
+            if not math.isfinite(value):
+                raise self._diverged(f"the {what} is {value}")
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(f"{what} at step {self.done + 1} of {self.config.steps}")
 
     def leaves(self) -> list[Tensor]:
         """What the main optimizer's gradients arrive at; those that it checks itself need not be among them."""
@@ -151,7 +167,7 @@ class Stage(L.LightningModule):
 
     def figure(self, name: str, value: Tensor) -> None:
         """Add to a figure of this step, which the progress bar and the report show."""
-        self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+        self._sums[name] = self._sums.get(name, 0.0) + value.detach()
 
     def latest(self, name: str) -> float:
         """A figure, averaged over the last tenth of the curve."""
@@ -180,9 +196,10 @@ class Stage(L.LightningModule):
 
     def _remember(self) -> None:
         every = max(1, self.config.steps // POINTS)
+        figures = {name: float(value) for name, value in self._sums.items()}
         if self.done % every == 0 or self.done == self.config.steps:
-            self.history.append({"step": self.done, **self._sums})
-        self.latest_sums, self._sums = self._sums, {}
+            self.history.append({"step": self.done, **figures})
+        self.latest_sums, self._sums = figures, {}
 
 
 def up_to_date(folder: Path, mark: str, again: bool) -> Mapping[str, Any] | None:

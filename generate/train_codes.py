@@ -220,7 +220,7 @@ def expand(net: VQGAN, present: Sequence[int], n_labels: int) -> VQGAN:
         present: the shifted id of each channel of `net`.
     """
     sizes = net.config.to_dict() | {"in_channels": n_labels, "out_channels": n_labels}
-    full = VQGAN(VQGANConfig.from_dict(sizes))
+    full, place = VQGAN(VQGANConfig.from_dict(sizes)), net.encoder.conv_in.weight.device
     state = {name: value.detach().cpu() for name, value in net.state_dict().items()}
     wanted = full.state_dict()
     entry = torch.zeros_like(wanted["encoder.conv_in.weight"])  # (C, n_labels, 3, 3)
@@ -237,7 +237,7 @@ def expand(net: VQGAN, present: Sequence[int], n_labels: int) -> VQGAN:
             "decoder.conv_out.bias": bias,
         }
     )
-    return full.eval()
+    return full.to(place).eval()
 
 
 def train_painting_codes(

@@ -1,0 +1,56 @@
+"""A loss and its gradients on a GPU, recorded once as a CUDA graph and then replayed.
+
+A step of the transformer on one window is some two thousand kernels, which a program asks for more slowly than a GPU runs
+them.
+
+Source: PyTorch's notes on CUDA semantics, "Whole-network capture".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3  # steps that are not recorded: libraries and kernels set themselves up in them
+
+
+class RecordedStep:
+    """Gives what `step` gives, and leaves the gradients that it leaves.
+
+    Args:
+        step: batch to figures; it also adds the gradients. The same kernels run whatever the batch holds.
+        leaves: what gradients arrive at.
+    """
+
+    def __init__(
+        self, step: Callable[[tuple[Tensor, ...]], dict[str, Tensor]], leaves: Sequence[Tensor]
+    ) -> None:
+        self._step, self._leaves = step, leaves
+        self._ran = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Of a batch on the GPU, always of one shape. The figures stand until the next call."""
+        if self._ran < WARM_UP:
+            self._ran += 1
+            return self._step(batch)
+        if self._graph is None:
+            self._record(batch)
+        assert self._graph is not None, "recorded above"
+        for kept, now in zip(self._batch, batch, strict=True):
+            kept.copy_(now)
+        self._graph.replay()
+        for leaf, gradient in zip(self._leaves, self._gradients, strict=True):
+            leaf.grad = gradient
+        return self._figures
+
+    def _record(self, batch: tuple[Tensor, ...]) -> None:
+        self._batch = tuple(one.clone() for one in batch)
+        for leaf in self._leaves:
+            leaf.grad = None  # so that the recording writes gradients instead of adding to them
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._figures = self._step(self._batch)
+        self._gradients = [leaf.grad for leaf in self._leaves]
