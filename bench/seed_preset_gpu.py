@@ -38,6 +38,7 @@ from segment.config import TrainConfig
 
 FOLDER = Path(os.environ.get("BENCH_SEED_PRESET", Path(tempfile.gettempdir()) / "bench-seed-preset"))
 KEEP = os.environ.get("BENCH_KEEP")
+DEVICE = "cuda"
 STEPS = [int(one) for one in os.environ.get("BENCH_STEPS", "1500 400 2000").split()]
 SCENES, HELD_OUT, HAND, SIZE = 400, 16, 100, (460, 576)
 LEARN: dict[str, Any] = {"decay": "cosine", "warmup": 50, "clip": 1.0, "workers": 8}
@@ -69,12 +70,12 @@ def run() -> list[dict[str, object]]:
     workspace = Workspace(FOLDER)
     stages: dict[str, Callable[[], Any]] = {
         "scenes": partial(_scenes, workspace),
-        "DeepLab": partial(train, workspace, DEEPLAB, "cuda"),
-        "mask codes": partial(train_mask_codes, workspace, MASK, "cuda"),
-        "painting codes": partial(train_painting_codes, workspace, PAINTING, "cuda"),
-        "transformer": partial(train_transformer, workspace, TOKENS, "cuda"),
+        "DeepLab": partial(train, workspace, DEEPLAB, DEVICE),
+        "mask codes": partial(train_mask_codes, workspace, MASK, DEVICE),
+        "painting codes": partial(train_painting_codes, workspace, PAINTING, DEVICE),
+        "transformer": partial(train_transformer, workspace, TOKENS, DEVICE),
         "evaluate": partial(
-            evaluate, workspace, EvaluateConfig(masks=8, samples=2, perceptual="none", **LIVELY), "cuda"
+            evaluate, workspace, EvaluateConfig(masks=8, samples=2, perceptual="none", **LIVELY), DEVICE
         ),
         "pictures": partial(_pictures, workspace),
     }
@@ -87,7 +88,7 @@ def run() -> list[dict[str, object]]:
             seconds = time.monotonic() - started
             note(f"-- {name}: {seconds:.1f} s")
             write_json(kept, {"s": seconds, "found": asdict(found) if found is not None else {}})
-            if KEEP:
+            if KEEP and workspace.reports.exists():
                 _keep(workspace, Path(KEEP))
         rows.append((name, read_json(kept)))
     return [{"stage": name, "s": one["s"], "found": _words(name, one["found"])} for name, one in rows]
@@ -144,13 +145,13 @@ def _pictures(workspace: Workspace) -> None:
     columns = []
     for key in keys:
         asked = SampleConfig(mask=key, count=2, precision="bfloat16", seed=7, **LIVELY)
-        made = [load_painting(Path(one.path)) for one in sample(workspace, asked, "cuda").samples]
+        made = [load_painting(Path(one.path)) for one in sample(workspace, asked, DEVICE).samples]
         ids = unshift(read_mask(workspace.mask("shifted", key), Encoding.SHIFTED))
         columns.append([colour(ids, classes), load_painting(index[key].file(workspace)), *made])
     stack(workspace.reports / "new-paintings.png", columns)
     for size in ("640x960", "920x1152"):
         asked = SampleConfig(mask=keys[0], size=size, precision="bfloat16", seed=3, check=False, **LIVELY)
-        (large,) = sample(workspace, asked, "cuda").samples
+        (large,) = sample(workspace, asked, DEVICE).samples
         shutil.copyfile(large.path, workspace.reports / f"canvas-{size}.png")
         note(f"{size}: {np.asarray(load_painting(Path(large.path))).shape}")
 

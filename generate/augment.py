@@ -35,14 +35,13 @@ def translate(images: Tensor) -> Tensor:
     batch, _, height, width = images.shape
     down, right = round(height * SHIFT), round(width * SHIFT)
     padded = F.pad(images, (right, right, down, down))
-    tops = torch.randint(2 * down + 1, (batch,)).tolist()
-    lefts = torch.randint(2 * right + 1, (batch,)).tolist()
-    return torch.stack(
-        [
-            one[:, top : top + height, left : left + width]
-            for one, top, left in zip(padded, tops, lefts, strict=True)
-        ]
-    )
+    rows, columns = (
+        torch.randint(2 * far + 1, (batch, 1), device=images.device)
+        + torch.arange(length, device=images.device)
+        for far, length in ((down, height), (right, width))
+    )  # (B, H) and (B, W) of what is padded
+    moved = padded.gather(2, rows[:, None, :, None].expand(-1, images.shape[1], -1, padded.shape[3]))
+    return moved.gather(3, columns[:, None, None].expand(-1, images.shape[1], height, -1))
 
 
 def cut_out(images: Tensor) -> Tensor:

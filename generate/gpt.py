@@ -72,12 +72,11 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.width)
-        self.pos_emb = nn.Parameter(Tensor(1, config.block_size, config.width))
+        self.pos_emb = nn.Parameter(torch.zeros(1, config.block_size, config.width))
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.layers)))
         self.ln_f = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        nn.init.zeros_(self.pos_emb)
         self.apply(_init)
 
     def forward(self, tokens: Tensor, rows: slice = slice(None)) -> Tensor:

@@ -1,7 +1,7 @@
 """A loss and its gradients on a GPU, recorded once as a CUDA graph and then replayed.
 
-A step of the transformer on one window is some two thousand kernels, which a program asks for more slowly than a GPU runs
-them.
+A step on one crop is some two thousand kernels, which a program asks for more slowly than a GPU runs them: forward and
+backward pass of the seed document's painting codes took 63 ms for one crop of 256 pixels and 70 ms for eight.
 
 Source: PyTorch's notes on CUDA semantics, "Whole-network capture".
 """
@@ -20,18 +20,19 @@ class RecordedStep:
     """Gives what `step` gives, and leaves the gradients that it leaves.
 
     Args:
-        step: batch to figures; it also adds the gradients. The same kernels run whatever the batch holds.
+        step: batch to figures; it also adds the gradients. The same kernels run whatever the batch holds, and tensors that it
+            leaves elsewhere stay at their places and get new values.
         leaves: what gradients arrive at.
     """
 
     def __init__(
-        self, step: Callable[[tuple[Tensor, ...]], dict[str, Tensor]], leaves: Sequence[Tensor]
+        self, step: Callable[[Sequence[Tensor]], dict[str, Tensor]], leaves: Sequence[Tensor]
     ) -> None:
         self._step, self._leaves = step, leaves
         self._ran = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def __call__(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Of a batch on the GPU, always of one shape. The figures stand until the next call."""
         if self._ran < WARM_UP:
             self._ran += 1
@@ -46,7 +47,7 @@ class RecordedStep:
             leaf.grad = gradient
         return self._figures
 
-    def _record(self, batch: tuple[Tensor, ...]) -> None:
+    def _record(self, batch: Sequence[Tensor]) -> None:
         self._batch = tuple(one.clone() for one in batch)
         for leaf in self._leaves:
             leaf.grad = None  # so that the recording writes gradients instead of adding to them

@@ -29,6 +29,7 @@ from generate.checkpoint import WEIGHTS, read_checkpoint
 from generate.data import Stretches
 from generate.memory import freed_memory_kept
 from generate.presets import Schedule
+from generate.recorded_step import RecordedStep
 from segment.device import choose_device, has_fast_bfloat16
 from segment.signals import EndsOnSigterm
 
@@ -61,6 +62,7 @@ class Stage(L.LightningModule):
         self.latest_sums: dict[str, float] = {}
         self._sums: dict[str, Any] = {}  # figures of this step: tensors until they are fetched
         self._micro = 0
+        self._recorded: tuple[int, RecordedStep] | None = None  # of which phase
 
     @property
     def starts_step(self) -> bool:
@@ -125,8 +127,24 @@ class Stage(L.LightningModule):
         self.after_step()
         self._remember()
 
+    def phase(self) -> int:
+        """Steps of one phase run the same kernels whatever their batches hold: a GPU records them."""
+        return 0
+
     def gradients(self, batch: Any) -> Figures:
         """Add a batch's gradients to those of its step, and give its figures."""
+        if self.device.type != "cuda" or self.trainer.world_size * self.config.accumulate > 1:
+            return self._plain(batch)
+        if self._recorded is None or self._recorded[0] != self.phase():
+            self._recorded = None  # its memory is free before another is recorded
+            self._recorded = self.phase(), RecordedStep(self._plain, self.leaves())
+        return self._recorded[1](batch)
+
+    def forget_recording(self) -> None:
+        """Free the memory of a GPU that a recording holds."""
+        self._recorded = None
+
+    def _plain(self, batch: Any) -> Figures:
         figures = self.losses(batch)
         self.manual_backward(figures["loss"] / self.config.accumulate)
         return figures
@@ -263,6 +281,7 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
             raise
     if trainer.global_rank:
         raise SystemExit(0)  # the first process has the model and saves it
+    stage.forget_recording()
     stage.to("cpu").eval()
 
 

@@ -73,6 +73,9 @@ class CodesStage(Stage):
         self._vectors = _rows(z)
         return self.net.decode(quantized.z), quantized.loss
 
+    def phase(self) -> int:
+        return int(self.done >= self.codes.start_codebook)
+
     def after_step(self) -> None:
         every, start = self.codes.revive_every, self.codes.start_codebook
         if every and self.done % every == 0 and start < self.done < 0.8 * self.config.steps:
@@ -125,11 +128,19 @@ class PaintingStage(CodesStage):
     def input(self, batch: Sequence[Tensor]) -> Tensor:
         return to_image(batch[0])
 
+    @property
+    def judged(self) -> bool:
+        """Does the discriminator take part in this step."""
+        return self.discriminator is not None and self.done >= self.painting.adversarial_start
+
+    def phase(self) -> int:
+        return super().phase() + 2 * self.judged
+
     def losses(self, batch: Sequence[Tensor]) -> Figures:
         x = self.input(batch)
         y, codebook = self.reconstruct(x)
         y = y.float()
-        if self.discriminator is None or self.done < self.painting.adversarial_start:
+        if self.discriminator is None or not self.judged:
             loss, l1 = self._distance(y, x)
             return {"loss": loss + codebook, "l1": l1, "codebook": codebook}
         seen = y.detach().requires_grad_()
@@ -154,7 +165,7 @@ class PaintingStage(CodesStage):
     def after_step(self) -> None:
         """The discriminator's step, on the batch that the VQGAN has just learnt from."""
         super().after_step()
-        if self._seen is None:
+        if self._seen is None or self.done <= self.painting.adversarial_start:
             return
         net, (x, y) = cast(nn.Module, self.discriminator), self._seen
         optimizer = cast(Any, self.optimizers())[1]
@@ -165,7 +176,6 @@ class PaintingStage(CodesStage):
             group["lr"] = self.learning_rate(self.done)
         optimizer.step()
         self.figure("discriminator", loss)
-        self._seen = None
 
     def configure_optimizers(self) -> Any:
         if self.discriminator is None:

@@ -21,7 +21,6 @@ from generate.grid import draw_windows
 from generate.likelihood import nats_a_token
 from generate.losses import next_token_loss
 from generate.presets import TransformerSettings
-from generate.recorded_step import RecordedStep
 from generate.tokens import Tokens, Windows, cut_to_tokens, held_out_windows
 from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
 from generate.vqgan import VQGAN
@@ -58,7 +57,6 @@ class TransformerStage(Stage):
         self.best_step = 0
         self.best_weights: dict[str, Tensor] = {}
         self.draw: Callable[[GPT], None] | None = None
-        self.recorded: RecordedStep | None = None
 
     def draw_grid(self) -> None:
         if self.draw is not None:
@@ -79,11 +77,6 @@ class TransformerStage(Stage):
         logits = self.optimizer.call(self.gpt, tokens, slice(count - 1, -1))  # (B, n, V)
         return {"loss": next_token_loss(logits, painting)}
 
-    def gradients(self, batch: tuple[Tensor, Tensor]) -> Figures:
-        if self.recorded is None or len(batch[0]) < self.config.batch:
-            return super().gradients(batch)
-        return self.recorded(batch)
-
     def main_optimizer(self) -> Optimizer:
         decayed = {f"{name}.weight" for name, part in self.gpt.named_modules() if isinstance(part, nn.Linear)}
         named = dict(self.gpt.named_parameters())
@@ -98,15 +91,9 @@ class TransformerStage(Stage):
         return self.optimizer
 
     def on_train_start(self) -> None:
-        """Where one process computes in bfloat16 on a CPU, matrices get copies; on a GPU its steps are recorded.
-
-        A state that it goes on from is loaded by now.
-        """
-        alone = self.trainer.world_size == self.config.accumulate == 1
-        if alone and self.device.type == "cuda":
-            self.recorded = RecordedStep(super().gradients, self.leaves())
-        clips, half = self.config.clip > 0, self.trainer.precision == "bf16-mixed"
-        if alone and self.device.type == "cpu" and half and not clips:
+        """Where one process computes in bfloat16 on a CPU, matrices get copies; a state that it goes on from is loaded."""
+        alone = self.trainer.world_size == self.config.accumulate == 1 and not self.config.clip
+        if alone and self.device.type == "cpu" and self.trainer.precision == "bf16-mixed":
             weights = sum(one.numel() for one in self.gpt.parameters())
             # by all steps, not those that are left: a run that was killed goes on to the same losses
             worth = weights * self.config.steps > WORTH_COMPILING
