@@ -113,14 +113,16 @@ def naive_token(model: GPT) -> float:
     return milliseconds(lambda: model(tokens)[:, -1].argmax(1))
 
 
-def paint(decoder: Decoder, canvas: tuple[int, int], count: int, stride: int) -> tuple[float, float]:
+def paint(
+    decoder: Decoder, canvas: tuple[int, int], count: int, stride: int, masks: int = MASKS
+) -> tuple[float, float]:
     """Milliseconds a token, and tokens of a painting that a pass settles: the mean of some masks."""
     cells, passes, spent = canvas[0] * canvas[1], list[int](), 0.0
-    for _ in range(MASKS):
+    for _ in range(masks):
         tokens = torch.randint(decoder.config.vocab_size, (1, *canvas)).expand(count, -1, -1)
         work = partial(paint_tokens, decoder, tokens, Chance(), stride, advance=passes.append)
         spent += milliseconds(work)
-    return spent / (MASKS * count * cells), MASKS * cells / len(passes)
+    return spent / (masks * count * cells), masks * cells / len(passes)
 
 
 def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 As `sample`, on a GPU: milliseconds a token of one painting, tokens only. The naive loop runs the whole 511-token forward
 in float32 for every token; ten of its tokens are timed before ours and ten after, and their median is taken. Ours paints
-whole canvases, each from three random masks, behind one that is not timed: there passes are recorded. `one step` is a pass
+whole canvases, one window from three random masks and larger ones from one, behind one that is not timed: there passes are
+recorded. `one step` is a pass
 of one token a painting, which is recorded for 16, and `floor` its linear layers alone, as a CUDA graph too, in the same run.
 `s a painting` is the whole time of its tokens.
 """
@@ -16,7 +17,7 @@ import torch
 
 from annotate.errors import UserError
 from annotate.progress import note
-from bench.sample import naive_token, paint
+from bench.sample import MASKS, naive_token, paint
 from bench.timing import side_by_side
 from generate.config import SEED_TRANSFORMER
 from generate.decoding import Decoder
@@ -51,9 +52,10 @@ def run() -> list[dict[str, object]]:
         for precision in precisions:
             decoder = Decoder(model, precision)
             for what, canvas, count, stride, _ in (one for one in WORK if one[4] == precision):
-                paint(decoder, canvas, count, stride)
+                masks = MASKS if canvas == (16, 16) else 1
+                paint(decoder, canvas, count, stride, 1)
                 torch.cuda.reset_peak_memory_stats()
-                ours, settled = paint(decoder, canvas, count, stride)
+                ours, settled = paint(decoder, canvas, count, stride, masks)
                 held = torch.cuda.max_memory_allocated() / 2**30
                 floor, step = _floor_and_step(decoder, count)
                 note(f"{what}, {precision}: {ours:.3f} ms a token, step {step:.2f}, floor {floor:.2f} ms")
