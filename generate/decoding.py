@@ -93,7 +93,7 @@ class Session:
             raise ValueError("only the beginning of sequences can be shared")
         rows, count = tokens.shape
         if self.room is not None:  # a GPU reads what is kept quickly enough: every sequence has a copy
-            logits = self._run(tokens, self.cache[:, :, :rows], None, [0], 1)[:, 0]
+            logits, self.seen = self.room.run(tokens, [0] * rows, self.holes, last=True)[:, 0], count
             begun = self.cache[:, :, :rows, :, :count].repeat_interleave(self.batch // rows, 2)
             self.cache[..., :count, :] = begun
         else:
@@ -104,6 +104,10 @@ class Session:
 
     def feed(self, tokens: Tensor) -> Tensor:
         """Append tokens (B, t) and give the logits (B, V), float32, for the token that comes next."""
+        if self.room is not None:
+            starts = [self.seen] * self.batch
+            self.seen += tokens.shape[1]
+            return self.room.run(tokens, starts, self.holes, last=True)[:, 0]
         return self._run(tokens, self.cache, self._before(), [self.seen], 1)[:, 0]
 
     def look_ahead(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
@@ -115,7 +119,7 @@ class Session:
         if self.room is not None:
             self.seen = max(starts) + tokens.shape[1]
             starts = [*starts] * (self.batch // len(starts))
-            return self.room.replay(tokens, starts, self.holes)
+            return self.room.run(tokens, starts, self.holes)
         alike = all(one == starts[0] for one in starts)
         return self._run(tokens, self.cache, self._before(), starts[:1] if alike else starts, tokens.shape[1])
 
@@ -127,7 +131,6 @@ class Session:
     ) -> Tensor:
         """Logits (B, wanted, V) behind the last of some tokens (B, t). `starts` has one number if they are the same."""
         d, count = self.decoder, tokens.shape[1]
-        tokens = tokens.to(d.device)
         if len(starts) == 1:
             positions = d.positions[starts[0] : starts[0] + count]  # (t, C)
         else:
@@ -137,7 +140,7 @@ class Session:
         shared = prefix.shape[4] if prefix is not None else 0
         holes = None if self.holes is None else self.holes[shared:]
         step = _Step([start - shared for start in starts], count, cache[0], prefix is None, holes)
-        if cache is self.cache and self.room is None:
+        if cache is self.cache:
             end = step.end
             if len(starts) > 1 and end > self._filled:
                 # hidden from a sequence that is behind the others, but not a number even so; some more saves doing it soon

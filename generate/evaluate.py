@@ -75,7 +75,7 @@ def evaluate(workspace: Workspace, config: EvaluateConfig, device: str = "auto")
     rebuilt = [_decoded(models, one) for one in tokens]
     originals = [_cut_like(painting.read(), back) for (painting, _), back in zip(held, rebuilt, strict=True)]
     known = _tokens(learnt[:ENCODED], models, side, device)
-    painted = _paint(workspace, held[: config.masks], config, device)
+    painted = _paint(workspace, held[: config.masks], config, device, models)
     learnt_pictures = [painting for painting, _ in learnt]
     fresh = [one.pixels for one in painted]
     fidelity, seen = _fidelity(workspace, painted, config, place)
@@ -176,7 +176,11 @@ def _cut_like(pixels: Pixels, other: Pixels) -> Pixels:
 
 
 def _paint(
-    workspace: Workspace, held: Sequence[tuple[Picture, Picture]], config: EvaluateConfig, device: str
+    workspace: Workspace,
+    held: Sequence[tuple[Picture, Picture]],
+    config: EvaluateConfig,
+    device: str,
+    models: Models,
 ) -> list[Painted]:
     """New paintings from held-out masks, into samples/evaluate."""
     folder = workspace.samples / "evaluate"
@@ -193,7 +197,7 @@ def _paint(
             seed=config.seed,
             out=folder,
         )
-        for one in sample(workspace, asked, device).samples:
+        for one in sample(workspace, asked, device, models).samples:
             made = Path(one.path)
             painted.append(Painted(made.stem, load_painting(made), ids, original))
     return painted

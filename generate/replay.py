@@ -57,24 +57,25 @@ class Room:
         # what lies behind a sequence is hidden from it, but has to be numbers even so
         self.cache = torch.zeros(shape, dtype=decoder.kept, device=decoder.device)
         self._decoder, self._pool = decoder, pool
-        self._passes: dict[tuple[int, int], _Pass] = {}
+        self._passes: dict[tuple[int, int, bool], _Pass] = {}
 
-    def replay(self, tokens: Tensor, starts: Sequence[int], holes: Tensor | None) -> Tensor:
+    def run(self, tokens: Tensor, starts: Sequence[int], holes: Tensor | None, last: bool = False) -> Tensor:
         """Put tokens behind the first `starts` of each sequence.
 
         Args:
             tokens: (B, t), on any device.
             starts: B numbers.
             holes: (block,) bool, of tokens that no other may see.
+            last: only the logits behind the last of them are wanted.
 
         Returns:
-            (B, t, V) float32 logits behind each of the tokens.
+            (B, t, V) float32 logits behind each of the tokens, or (B, 1, V).
         """
         batch, count = tokens.shape
-        long = -(-count // ROUND) * ROUND
-        if (batch, long) not in self._passes:
-            self._passes[batch, long] = _Pass(self._decoder, self.cache[:, :, :batch], long, self._pool)
-        return self._passes[batch, long].run(tokens, starts, holes)[:, :count]
+        shape = batch, -(-count // ROUND) * ROUND, last
+        if shape not in self._passes:
+            self._passes[shape] = _Pass(self._decoder, self.cache[:, :, :batch], *shape[1:], self._pool)
+        return self._passes[shape].run(tokens, starts, holes)[:, :count]
 
 
 class _Pass:
@@ -83,11 +84,13 @@ class _Pass:
     Args:
         cache: (layers, 2, B, heads, n, d).
         count: tokens of each sequence.
+        last: only the logits behind the last that is wanted are computed.
         pool: of memory for the recording, or None.
     """
 
-    def __init__(self, decoder: Decoder, cache: Tensor, count: int, pool: Any) -> None:
-        self.decoder, self.cache, self.pool = decoder, cache, pool
+    def __init__(self, decoder: Decoder, cache: Tensor, count: int, last: bool, pool: Any) -> None:
+        self.decoder, self.cache, self.last, self.pool = decoder, cache, last, pool
+        self.end = torch.zeros(1, dtype=torch.int64, device=cache.device)  # number of the last that is wanted
         self.told = torch.zeros(cache.shape[2], 1 + count, dtype=torch.int64, device=cache.device)
         self.holes = torch.zeros(cache.shape[4], dtype=torch.bool, device=cache.device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -95,11 +98,12 @@ class _Pass:
         self._ran = False
 
     def run(self, tokens: Tensor, starts: Sequence[int], holes: Tensor | None) -> Tensor:
-        """(B, count, V) logits; those behind what was added to the tokens mean nothing."""
+        """(B, count or 1, V) logits; those behind what was added to the tokens mean nothing."""
         told = torch.zeros(self.told.shape, dtype=torch.int64)
         told[:, 0] = torch.tensor(starts)
         told[:, 1 : 1 + tokens.shape[1]] = tokens
         self.told.copy_(told)
+        self.end.fill_(tokens.shape[1] - 1)
         self.holes.zero_()
         if holes is not None:
             self.holes[: len(holes)] = holes
@@ -129,6 +133,8 @@ class _Pass:
         step = FixedStep(places, self.cache[0], self.holes)
         for block, cache in zip(d.blocks, self.cache, strict=True):
             x = block.forward(x, cache, step, None, count)
+        if self.last:
+            x = x.index_select(1, self.end)
         return d.head(F.layer_norm(x, (d.config.width,), *d.norm)).float()
 
 

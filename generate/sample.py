@@ -109,11 +109,16 @@ def load_models(workspace: Workspace, device: torch.device) -> Models:
     return Models(painting.to(device), mask.to(device), gpt.to(device), digests)
 
 
-def sample(workspace: Workspace, config: SampleConfig, device: str = "auto") -> SampleResult:
+def sample(
+    workspace: Workspace, config: SampleConfig, device: str = "auto", models: Models | None = None
+) -> SampleResult:
     """Paint `config.count` paintings from one mask and write them with their recipes.
 
     A painting that is there already with the same recipe is not painted again; one of another recipe that has
     its name is left alone.
+
+    Args:
+        models: the workspace's, on the device, where they are loaded already.
 
     Raises:
         UserError: no models, no such mask, a mask in another encoding, or with an id that has no channel.
@@ -121,7 +126,7 @@ def sample(workspace: Workspace, config: SampleConfig, device: str = "auto") -> 
     order = read_order(workspace, config)
     config = order.config
     place = choose_device(device)
-    models = load_models(workspace, place)
+    models = models or load_models(workspace, place)
     _same_models(order, models)
     check_channels(order.ids, models.mask_codes.config.in_channels, order.name)
     checked = check_composition(workspace, order.ids) if config.check else Checked((), None)

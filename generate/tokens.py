@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from generate.conditioning import open_part, unconditional_tokens
 from generate.data import Picture, to_image
 from generate.memory import freed_memory_kept
 from generate.presets import TransformerSettings
+from generate.quantize import Quantized
 from generate.vqgan import VQGAN
 from segment.device import choose_device, has_fast_bfloat16
 
@@ -118,22 +119,31 @@ def cut_to_tokens(
             for number in range(config.views):
                 room = [min(factor, length - side + 1) for length in painting.size]
                 top, left = (0, 0) if number == 0 else (int(chance.integers(one)) for one in room)
-                for mirrored in (False, True) if config.flip else (False,):
-                    both = [_shifted(one, top, left, factor, mirrored) for one in (pixels, ids)]
-                    x = to_image(both[0].permute(2, 0, 1)[None].to(where))
-                    drawn = painting_codes.encode(x).indices[0]  # (h, w)
-                    asked = mask_codes.encode_mask(both[1].long()[None].to(where)).indices[0]  # (h, w)
-                    views.append(torch.stack([asked, drawn]).cpu().clone())
-                    if opens and not mirrored:
-                        part = torch.from_numpy(open_part(both[1].numpy(), chance))
-                        some = mask_codes.encode_mask(part.long()[None].to(where)).indices[0]
-                        size = (some.shape[0], some.shape[1])
-                        if size not in blank:
-                            blank[size] = unconditional_tokens(mask_codes, size)[0]
-                        opened.append(torch.stack([some, blank[size], drawn]).cpu().clone())
+                ways = (False, True) if config.flip else (False,)
+                shown, masks = (
+                    [_shifted(one, top, left, factor, mirrored) for mirrored in ways] for one in (pixels, ids)
+                )
+                if opens:
+                    masks.append(torch.from_numpy(open_part(masks[0].numpy(), chance)))
+                drawn = _encoded(
+                    painting_codes.encode, to_image(torch.stack(shown).permute(0, 3, 1, 2)), where
+                )
+                asked = _encoded(mask_codes.encode_mask, torch.stack(masks).long(), where)
+                views += [torch.stack([asked[n], drawn[n]]) for n in range(len(ways))]
+                if opens:
+                    size = (asked.shape[1], asked.shape[2])
+                    if size not in blank:
+                        blank[size] = unconditional_tokens(mask_codes, size)[0].cpu()
+                    opened.append(torch.stack([asked[-1], blank[size], drawn[0]]))
                 advance()
             cut.append(Tokens(painting.key, tuple(views), tuple(opened)))
     return cut
+
+
+def _encoded(encode: Callable[[Tensor], Quantized], batch: Tensor, where: torch.device) -> Tensor:
+    """Tokens (B, h, w) on the CPU; a GPU encodes all at once, for which a CPU would only need more memory."""
+    parts = torch.split(batch, 1 if where.type == "cpu" else len(batch))
+    return torch.cat([encode(part.to(where)).indices.cpu() for part in parts])
 
 
 def _shifted(pixels: NDArray[np.uint8], top: int, left: int, factor: int, mirrored: bool) -> Tensor:
