@@ -196,6 +196,7 @@ def _paint(
             top_k=config.top_k,
             seed=config.seed,
             out=folder,
+            check=False,  # these masks are the workspace's own
         )
         for one in sample(workspace, asked, device, models).samples:
             made = Path(one.path)
