@@ -8,12 +8,26 @@ Source: PyTorch's notes on CUDA semantics, "Whole-network capture".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 WARM_UP = 3  # steps that are not recorded: libraries and kernels set themselves up in them
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No garbage is collected inside: an older recording that went with it would spoil the one that is being made."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class RecordedStep:
@@ -52,6 +66,6 @@ class RecordedStep:
         for leaf in self._leaves:
             leaf.grad = None  # so that the recording writes gradients instead of adding to them
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with undisturbed(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._figures = self._step(self._batch)
         self._gradients = [leaf.grad for leaf in self._leaves]

@@ -7,6 +7,7 @@ in rooms, which are handed on when a session ends, and a tensor tells where toke
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generate.attention import hide
+from generate.recorded_step import undisturbed
 
 if TYPE_CHECKING:
     from generate.decoding import Decoder
@@ -25,10 +27,10 @@ ROUND = 16
 
 
 class Rooms:
-    """Memory for sequences of one decoder, lent to one session after another."""
+    """Memory for sequences of one decoder, lent to one session after another; it goes when the decoder does."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+        self._decoder: Decoder = weakref.proxy(decoder)
         # what passes need for their own time they may all have at one place: no two run at once
         self.pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
         self._free: dict[int, list[Room]] = defaultdict(list)  # by rows
@@ -119,7 +121,7 @@ class _Pass:
         """As `torch.cuda.graph` does it, which also empties torch's cache of memory and Python's of garbage each time."""
         self._graph, aside, now = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(now)
-        with torch.cuda.stream(aside):
+        with undisturbed(), torch.cuda.stream(aside):
             self._graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             self._logits = self._pass()
             self._graph.capture_end()

@@ -87,6 +87,14 @@ def test_bfloat16_paints_the_same_twice() -> None:
     assert torch.equal(paint_tokens(on_gpu("bfloat16"), masks, CHANCE, 8).tokens, first)
 
 
+def test_one_decoder_after_another() -> None:
+    """What is recorded for one does not disturb the next."""
+    masks = drawn(1, 1, 16, 24).cuda()
+    for seed in range(6):
+        tokens = [paint_tokens(on_gpu(), masks, Chance(1.0, 20, seed)).tokens for _ in range(2)]
+        assert torch.equal(*tokens)
+
+
 def test_codes_are_the_references() -> None:
     image, masks = vector("image").cuda(), vector("mask_16x24").cuda()
     ids = (masks.to(torch.uint8) + 1).long()

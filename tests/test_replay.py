@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -40,6 +41,19 @@ def test_fixed_passes_change_no_token(stride: int, alike: bool) -> None:
     )
     assert torch.equal(fixed.tokens, usual.tokens)
     torch.testing.assert_close(fixed.log_likelihood, usual.log_likelihood, atol=1e-4, rtol=0)
+
+
+def test_rooms_go_with_their_decoder() -> None:
+    """At once, not when garbage is collected: they hold most of a GPU's memory, and recordings."""
+    decoder = roomy()
+    paint_tokens(decoder, drawn(1, 1, 16, 16), CHANCE)
+    rooms = weakref.ref(decoder.rooms)
+    gc.disable()
+    try:
+        del decoder
+        assert rooms() is None
+    finally:
+        gc.enable()
 
 
 def test_a_room_is_handed_on_and_nothing_of_the_last_session_is_seen() -> None:
