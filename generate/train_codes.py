@@ -276,7 +276,7 @@ def train_painting_codes(
     fit_stage(stage, crops, folder, device, "Training the painting codes")
     losses = ["l1", *(["laplacian"] if config.detail else [])]
     losses += ["perceptual (VGG16)"] if stage.perceptual[0] is not None else []
-    losses += ["adversarial"] if stage.discriminator is not None else []
+    losses += ["adversarial"] if config.adversarial and config.steps > config.adversarial_start else []
     result = _result(folder, stage, "l1", len(pictures), watch)
     _save(workspace, "painting", stage, stage.net, result, {"losses": losses})
     return result
