@@ -98,14 +98,14 @@ class Habits:
         return [text for _, text in sorted(said, reverse=True)][:MOST_SAID]
 
     def nearest(self, grid: Ids) -> str | None:
-        """The painting, or mirrored painting, whose classes lie most as this grid's do."""
-        if not len(self.grids):
+        """The painting, or mirrored painting, whose classes lie most as this grid's do; None where it has none."""
+        if not len(self.grids) or not grid.any():
             return None
         differ = [
             (self.grids[..., ::turn] != grid).mean(axis=(1, 2), where=grid != 0, dtype=np.float64)
             for turn in (1, -1)
         ]
-        return self.keys[int(np.nan_to_num(np.minimum(*differ)).argmin())]
+        return self.keys[int(np.minimum(*differ).argmin())]
 
     def _shares(self, look: _Look) -> list[tuple[float, str]]:
         said = []

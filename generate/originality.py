@@ -21,6 +21,7 @@ from generate.data import even_starts
 
 SIDE = 16  # of a thumbnail, in its pixels
 NOISE = (4 / 255) ** 2  # variance below which a difference is no matter
+EXACT = 1e-3  # distance up to which two crops are the same but for rounding
 
 Pixels = NDArray[np.uint8]
 
@@ -62,7 +63,8 @@ def copy_threshold(copies: Sequence[Neighbour], held_out: Sequence[Neighbour]) -
     """Half way, as a ratio, between copies and what cannot be one."""
     usual = float(np.median([one.distance for one in copies]))
     least = min(one.distance for one in held_out)
-    value = float(np.sqrt(usual * least)) if usual < least else least
+    # where copies are exact, half way to nothing would call none of them a copy
+    value = float(np.sqrt(max(usual, EXACT) * least)) if usual < least else least
     return Threshold(value, usual, least)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Literal
@@ -58,12 +59,17 @@ def _has_onednn() -> bool:
 def largest_int8_weight() -> int:
     """127 where this processor multiplies the largest int8 weights and rows exactly, else 63."""
     largest = torch.full((LANES, 64), 127.0)
-    ones, zeros = torch.ones(LANES, dtype=torch.float64), torch.zeros(LANES, dtype=torch.int64)
-    packed = torch.ops.quantized.linear_prepack(
-        torch.quantize_per_channel(largest, ones, zeros, 0, torch.qint8), None
-    )
+    packed = torch.ops.quantized.linear_prepack(_rounded(largest, torch.ones(LANES)), None)
     found = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(largest[:1], 1.0, 128, packed)
     return 127 if bool((found == 64 * 127**2).all()) else 63
+
+
+def _rounded(weight: Tensor, scales: Tensor) -> Tensor:
+    """(out, in) as int8 with a scale for each output; torch has no other way into its kernels than one it deprecates."""
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.quantize")
+        return torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
 
 
 class DenseProjection:
@@ -117,7 +123,7 @@ class Int8Projection:
         largest = largest_int8_weight()
         self.scales = weight.abs().amax(1).clamp(min=1e-12) / largest
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
-        rounded = torch.quantize_per_channel(weight.float(), self.scales.double(), self.zeros, 0, torch.qint8)
+        rounded = _rounded(weight.float(), self.scales)
         self.for_few = torch.ops.quantized.linear_prepack(rounded, None)
         usable = _has_onednn() and len(weight) % LANES == 0
         self.for_many = torch.ops.onednn.qlinear_prepack(rounded.int_repr(), None) if usable else None

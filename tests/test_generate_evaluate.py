@@ -23,7 +23,7 @@ from annotate.workspace import Workspace
 from generate.checkpoint import load_gpt
 from generate.commands import generate
 from generate.likelihood import even_windows, nats_a_token
-from generate.originality import Crop, copy_threshold, cut, grid_crops, nearest_crops
+from generate.originality import Crop, Neighbour, copy_threshold, cut, grid_crops, nearest_crops
 from generate.perceptual import PerceptualLoss, channel_weights
 from generate.train_codes import train_mask_codes, train_painting_codes
 from generate.train_transformer import train_transformer
@@ -107,6 +107,14 @@ def test_a_planted_copy_is_found_where_it_was_taken_and_others_are_not_copies() 
     limit = copy_threshold(found[:1], found[1:])
     assert found[0].distance < limit.value < min(one.distance for one in found[1:])
     assert limit.tells_apart
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 0.1])
+def test_exact_copies_are_copies_too(distance: float) -> None:
+    """Whether they lie at 0 or a little off it is how a processor rounds."""
+    spot = Crop("one", 0, 0)
+    limit = copy_threshold([Neighbour(spot, spot, distance)], [Neighbour(spot, spot, 0.9)])
+    assert distance < limit.value < 0.9
 
 
 def test_a_flat_crop_is_no_copy_of_another_flat_crop_of_other_colour() -> None:
