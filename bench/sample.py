@@ -14,7 +14,7 @@ time to read every weight once.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -125,13 +125,10 @@ def paint(
     return spent / (masks * count * cells), masks * cells / len(passes)
 
 
-def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:
-    """Median milliseconds of one token through the linear layers alone, and of a cached step mid-painting, in turns."""
+def linear_layers(decoder: Decoder, batch: int) -> Callable[[], Tensor]:
+    """One token of each sequence through the linear layers alone: every weight is read once."""
     widths = (decoder.config.width, 4 * decoder.config.width)
     x, wide = (torch.randn(batch, 1, n, dtype=decoder.dtype, device=decoder.device) for n in widths)
-    session = decoder.session(batch)
-    session.cache.zero_()
-    tokens = torch.randint(decoder.config.vocab_size, (batch, 1))
 
     def layers() -> Tensor:
         for block in decoder.blocks:
@@ -141,11 +138,20 @@ def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:
             block.down(wide)
         return decoder.head(x)
 
+    return layers
+
+
+def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:
+    """Median milliseconds of one token through the linear layers alone, and of a cached step mid-painting, in turns."""
+    session = decoder.session(batch)
+    session.cache.zero_()
+    tokens = torch.randint(decoder.config.vocab_size, (batch, 1))
+
     def step() -> Tensor:
         session.seen = 384
         return session.feed(tokens)
 
-    times = side_by_side({"floor": layers, "step": step}, ROUNDS)
+    times = side_by_side({"floor": linear_layers(decoder, batch), "step": step}, ROUNDS)
     return times["floor"], times["step"]
 
 

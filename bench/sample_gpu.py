@@ -17,7 +17,7 @@ import torch
 
 from annotate.errors import UserError
 from annotate.progress import note
-from bench.sample import MASKS, naive_token, paint
+from bench.sample import MASKS, linear_layers, naive_token, paint
 from bench.timing import side_by_side
 from generate.config import SEED_TRANSFORMER
 from generate.decoding import Decoder
@@ -82,19 +82,8 @@ def run() -> list[dict[str, object]]:
 
 def _floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:
     """Median milliseconds of one token through the linear layers alone, and of a replayed pass, in turns."""
-    widths = (decoder.config.width, 4 * decoder.config.width)
-    x, wide = (torch.randn(batch, 1, n, dtype=decoder.dtype, device="cuda") for n in widths)
-    session = decoder.session(batch)
+    session, layers = decoder.session(batch), linear_layers(decoder, batch)
     tokens = torch.randint(decoder.config.vocab_size, (batch, 1))
-
-    def layers() -> None:
-        for block in decoder.blocks:
-            block.qkv(x)
-            block.proj(x)
-            block.up(x)
-            block.down(wide)
-        decoder.head(x)
-
     layers()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
