@@ -1,23 +1,24 @@
 """Block mode and the lower precisions against exact mode in float32: is the painting as likely, does a seam show?
 
 The models are those of a workspace that `tool demo` has trained on its painter's scenes (preset `small`); the
-environment variable BENCH_WORKSPACE names it. The masks of four scenes, cut to 28 x 36 tokens, are painted twice in
-either mode with the same noise. `log-likelihood` is the mean over all tokens in nats, each token judged in the window
+environment variable BENCH_WORKSPACE names it. The masks of 16 scenes, cut to 28 x 36 tokens, are painted in either mode
+with the same noise. `log-likelihood` is the mean over all tokens in nats, each token judged in the window
 that the reference would use for it: exact mode sums its own, block mode's canvas is judged afterwards by the same
 rule. The standard error takes the tokens as independent.
 
-`seam` compares gradient energy (mean square of the step from pixel to pixel) between neighbouring tokens of two blocks
-with that between neighbours in one block, the mean of rows and columns; exact mode has no blocks there and is the
-control. `change` is against exact mode. The rows of precisions judge one and the same canvases, exact mode's, at
-the same places drawn at random.
+`seam` is the gradient energy (mean square of the step from pixel to pixel) between two tokens of two blocks, over that
+between the two pairs of tokens on either side of them, which are of one block: 1 where there is no seam, whatever is
+painted there. Exact mode, which has no blocks there, is the control; block mode paints each mask four times for it. The
+errors are those of drawing other canvases (bootstrap). `change` is against exact mode. The rows of precisions judge one
+and the same canvases, exact mode's, at the same places drawn at random.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -28,15 +29,16 @@ from annotate.masks import Encoding, read_mask
 from annotate.progress import note
 from annotate.workspace import Workspace
 from generate.decoding import Decoder
-from generate.painting import Chance, Painted, paint_tokens
+from generate.painting import Chance, paint_tokens
 from generate.projection import Precision
 from generate.sample import Models, encode_canvas, load_models
 from generate.tiles import decode_tiled
 from generate.window import block_waves, local
 
-SCENES, TWICE = 4, 2
+SCENES, TIMES = 16, 4
 CANVAS = (28, 36)  # tokens
 TOGETHER = 32  # windows judged in one batch
+NEAR = 2  # pairs of tokens on either side of a border that it is compared with
 PLACES = 64  # of each canvas, to compare precisions at
 CPU = torch.device("cpu")
 
@@ -46,19 +48,25 @@ def run() -> list[dict[str, object]]:
     workspace = Workspace(Path(os.environ.get("BENCH_WORKSPACE", "demo-workspace")))
     models = load_models(workspace, CPU)
     decoder, side = Decoder(models.transformer), models.transformer.config.window
-    mask_tokens = scene_masks(workspace, models).repeat_interleave(TWICE, 0)
+    mask_tokens = scene_masks(workspace, models, SCENES)
     everywhere = [(i, j) for i in range(CANVAS[0]) for j in range(CANVAS[1])]
     note("exact mode")
     exact = paint_tokens(decoder, mask_tokens, Chance(), 1)
     note("block mode")
-    block = paint_tokens(decoder, mask_tokens, Chance(), side // 2)
+    block, *more = [paint_tokens(decoder, mask_tokens, Chance(seed=n), side // 2) for n in range(TIMES)]
     note("block mode's likelihood")
     judged = judge(decoder, mask_tokens, block.tokens, everywhere)
     control = exact.log_likelihood.mean().item()
     error = judged.std().item() / judged.numel() ** 0.5
     rows = [
-        _row("exact, float32", control, control, error, _seam(models, exact)),
-        _row("blocks, float32", judged.mean().item(), control, error, _seam(models, block)),
+        _row("exact, float32", control, control, error, *_seams(models, exact.tokens)),
+        _row(
+            "blocks, float32",
+            judged.mean().item(),
+            control,
+            error,
+            *_seams(models, torch.cat([one.tokens for one in (block, *more)])),
+        ),
     ]
     chosen = [everywhere[n] for n in torch.randperm(len(everywhere))[:PLACES].tolist()]
     reference = judge(decoder, mask_tokens, exact.tokens, chosen)
@@ -67,7 +75,7 @@ def run() -> list[dict[str, object]]:
         likely = judge(Decoder(models.transformer, precision), mask_tokens, exact.tokens, chosen)
         off = (likely - reference).std().item() / likely.numel() ** 0.5
         what = f"{precision} judges exact mode's"
-        rows.append(_row(what, likely.mean().item(), reference.mean().item(), off, ""))
+        rows.append(_row(what, likely.mean().item(), reference.mean().item(), off))
     return rows
 
 
@@ -97,12 +105,12 @@ def judge(decoder: Decoder, mask_tokens: Tensor, tokens: Tensor, places: list[tu
     return torch.cat(found)
 
 
-def scene_masks(workspace: Workspace, models: Models) -> Tensor:
-    """(SCENES, h, w) mask tokens of the first scenes, cut to CANVAS."""
+def scene_masks(workspace: Workspace, models: Models, count: int) -> Tensor:
+    """(count, h, w) mask tokens of the first scenes, cut to CANVAS."""
     factor = models.mask_codes.config.downsampling
     height, width = (side * factor for side in CANVAS)
     found = []
-    for key in workspace.keys_with_mask("shifted")[:SCENES]:
+    for key in workspace.keys_with_mask("shifted")[:count]:
         ids = read_mask(workspace.mask("shifted", key), Encoding.SHIFTED)[:height, :width]
         tokens = encode_canvas(models, ids, CPU)
         if tuple(tokens.shape[1:]) != CANVAS:
@@ -111,24 +119,38 @@ def scene_masks(workspace: Workspace, models: Models) -> Tensor:
     return torch.cat(found)
 
 
-def _seam(models: Models, painted: Painted) -> str:
-    """Gradient energy between tokens of two blocks, over that between two of one; the mean of rows and columns."""
+def _seams(models: Models, canvases: Tensor) -> tuple[str, str]:
+    """Between rows and between columns: gradient energy across the borders of blocks, over that close by."""
     codes, side = models.painting_codes, models.transformer.config.window
     factor, owner = codes.config.downsampling, _owner(side)
     size = (CANVAS[0] * factor, CANVAS[1] * factor)
-    ratios = []
-    for axis in (0, 1):
-        meet, inside = [], []
-        border = np.diff(owner, axis=axis) != 0
-        for tokens in painted.tokens:
-            energy = np.square(np.diff(decode_tiled(codes, tokens, size).astype(float), axis=axis)).mean(2)
-            across = np.moveaxis(energy, axis, 0)[factor - 1 :: factor]  # (tokens - 1, pixels)
-            across = across.reshape(len(across), -1, factor).mean(2)
-            borders = np.moveaxis(border, axis, 0)
-            meet.append(across[borders].mean())
-            inside.append(across[~borders].mean())
-        ratios.append(fmean(meet) / fmean(inside))
-    return f"{fmean(ratios):.3f}"
+    pictures = [decode_tiled(codes, tokens, size).astype(float) for tokens in canvases]
+    rows, columns = (
+        _seam([_between(np.moveaxis(one, axis, 0), factor) for one in pictures], np.moveaxis(owner, axis, 0))
+        for axis in (0, 1)
+    )
+    return rows, columns
+
+
+def _between(picture: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
+    """(H, W, 3) -> (h - 1, w), energy of the step from each token to the one below it."""
+    steps = np.diff(picture, axis=0)[factor - 1 :: factor]  # (h - 1, W, 3)
+    found: NDArray[np.float64] = np.square(steps).reshape(len(steps), -1, 3 * factor).mean(2)
+    return found
+
+
+def _seam(energies: Sequence[NDArray[np.float64]], owner: NDArray[np.int64]) -> str:
+    """The borders between blocks that have NEAR pairs of one block on either side."""
+    border = np.diff(owner, axis=0) != 0
+    meet, near = np.zeros(len(energies)), np.zeros(len(energies))
+    for i, j in np.argwhere(border):
+        beside = [i + step for step in range(-NEAR, NEAR + 1) if step]
+        if beside[0] >= 0 and beside[-1] < len(border) and not border[beside, j].any():
+            meet += [one[i, j] for one in energies]
+            near += [one[beside, j].mean() for one in energies]
+    drawn = np.random.default_rng(0).integers(len(meet), size=(1000, len(meet)))
+    error = (meet[drawn].sum(1) / near[drawn].sum(1)).std()
+    return f"{meet.sum() / near.sum():.3f} ± {error:.3f}"
 
 
 def _owner(side: int) -> NDArray[np.int64]:
@@ -141,11 +163,14 @@ def _owner(side: int) -> NDArray[np.int64]:
     return owner
 
 
-def _row(what: str, likely: float, control: float, error: float, seam: str) -> dict[str, object]:
+def _row(
+    what: str, likely: float, control: float, error: float, rows: str = "", columns: str = ""
+) -> dict[str, object]:
     return {
         "what": what,
         "log-likelihood": f"{likely:.4f}",
         "change, %": f"{100 * (likely - control) / abs(control):+.2f}",
         "standard error, %": f"{100 * error / abs(control):.2f}",
-        "seam": seam,
+        "seam between rows": rows,
+        "between columns": columns,
     }

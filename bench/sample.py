@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -27,8 +25,8 @@ from torch import Tensor
 from annotate.files import read_json, write_json
 from annotate.progress import note
 from bench.timing import milliseconds, side_by_side
-from generate.config import SEED_TRANSFORMER, GPTConfig
-from generate.decoding import Decoder, Session
+from generate.config import SEED_TRANSFORMER
+from generate.decoding import Decoder, Pass, Session
 from generate.gpt import GPT
 from generate.painting import Chance, paint_tokens
 from generate.projection import Precision
@@ -155,73 +153,59 @@ def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:
     return times["floor"], times["step"]
 
 
-Call = tuple[
-    int, int, int, bool
-]  # sequences, tokens seen, tokens new, whether the logits behind each are wanted
+# sequences, tokens seen, tokens new, whether the logits behind each are wanted; of each session that takes part
+Call = tuple[tuple[int, int, int, bool], ...]
 
 
-@dataclass
-class _Listed:
+class _Listed(Decoder):
     """Stands in for a decoder to list what the painter asks of it."""
 
-    config: GPTConfig
-    session_bytes: int  # of one sequence
-    calls: list[Call] = field(default_factory=list)
+    def __init__(self, decoder: Decoder) -> None:
+        self.config, self.kept, self.device, self.rooms = decoder.config, decoder.kept, decoder.device, None
+        self.calls: list[Call] = []
 
-    def session(self, batch: int, holes: Sequence[int] = ()) -> _ListedSession:
-        assert not holes, "exact mode has none"
-        return _ListedSession(self, batch)
-
-    def guesses(self, sequences: int) -> int:
-        return Decoder.guesses(cast(Decoder, self), sequences)
-
-
-@dataclass
-class _ListedSession:
-    decoder: _Listed
-    batch: int
-    seen: int = 0
-
-    @property
-    def bytes(self) -> int:
-        return self.batch * self.decoder.session_bytes
-
-    def feed(self, tokens: Tensor) -> Tensor:
-        logits = self._list(tokens, self.seen, every=False)[:, 0]
-        self.seen += tokens.shape[1]
-        return logits
-
-    def look_ahead(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
-        return self._list(tokens, max(starts), every=True)
-
-    def _list(self, tokens: Tensor, seen: int, every: bool) -> Tensor:
-        count = tokens.shape[1]
-        self.decoder.calls.append((self.batch, seen, count, every))
-        return 100 * torch.rand(self.batch, count if every else 1, self.decoder.config.vocab_size)
+    def run(self, passes: Sequence[Pass]) -> list[Tensor]:
+        self.calls.append(
+            tuple(
+                sorted(
+                    (*one.tokens.shape[:1], max(one.starts), one.tokens.shape[1], not one.last)
+                    for one in passes
+                )
+            )
+        )
+        for one in passes:
+            one.session.seen = max(one.starts) + one.tokens.shape[1]
+        shapes = ((len(one.tokens), 1 if one.last else one.tokens.shape[1]) for one in passes)
+        return [100 * torch.rand(*shape, self.config.vocab_size) for shape in shapes]
 
 
 def _replay(decoder: Decoder, canvas: tuple[int, int]) -> float:
     """Milliseconds a token from every call that the painter makes in exact mode, some of each kind timed."""
-    listed = _Listed(decoder.config, decoder.session(1).bytes)
+    listed = _Listed(decoder)
     mask_tokens = torch.randint(decoder.config.vocab_size, (1, *canvas))
-    paint_tokens(cast(Decoder, listed), mask_tokens, Chance())
-    kinds: dict[tuple[int, ...], list[Call]] = {}
+    paint_tokens(listed, mask_tokens, Chance())
+    kinds: dict[object, list[Call]] = {}
     for call in sorted(listed.calls):
-        batch, seen, new, every = call
-        kinds.setdefault((batch, seen // KIND, -(-new // KIND) * (new > 1), every), []).append(call)
-    total, sessions = 0.0, dict[int, Session]()
-    for (batch, *_), calls in kinds.items():
-        if batch not in sessions:
-            sessions = {batch: decoder.session(batch)}
-            sessions[batch].cache.zero_()
+        kind = tuple(
+            (batch, seen // KIND, -(-new // KIND) * (new > 1), every) for batch, seen, new, every in call
+        )
+        kinds.setdefault(kind, []).append(call)
+    total, sessions = 0.0, list[Session]()
+    for calls in kinds.values():
+        if [one.batch for one in sessions] != [batch for batch, *_ in calls[0]]:
+            sessions = [decoder.session(batch) for batch, *_ in calls[0]]
+            for one in sessions:
+                one.cache.zero_()
         chosen = calls[:: -(-len(calls) // TIMED)]
-        times = [_call(sessions[batch], call) for call in chosen]
+        times = [_call(decoder, sessions, call) for call in chosen]
         total += sum(times) / len(times) * len(calls)
     return total / mask_tokens.numel()
 
 
-def _call(session: Session, call: Call) -> float:
-    batch, seen, new, every = call
-    tokens = torch.randint(session.decoder.config.vocab_size, (batch, new))
-    session.seen = seen
-    return milliseconds(lambda: session.look_ahead(tokens, [seen]) if every else session.feed(tokens))
+def _call(decoder: Decoder, sessions: Sequence[Session], call: Call) -> float:
+    passes = []
+    for session, (batch, seen, new, every) in zip(sessions, call, strict=True):
+        session.seen = seen
+        tokens = torch.randint(decoder.config.vocab_size, (batch, new))
+        passes.append(session.looking_ahead(tokens, [seen]) if every else session.feeding(tokens))
+    return milliseconds(lambda: decoder.run(passes))

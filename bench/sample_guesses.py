@@ -25,6 +25,7 @@ from generate.painting import Chance, paint_tokens
 from generate.projection import Precision
 from generate.sample import load_models
 
+SCENES = 4
 Painting = tuple[float, int, Tensor]  # milliseconds a token, passes, tokens
 
 
@@ -32,7 +33,7 @@ def run() -> list[dict[str, object]]:
     """One row for each work and precision."""
     workspace = Workspace(Path(os.environ.get("BENCH_WORKSPACE", "demo-workspace")))
     models = load_models(workspace, CPU)
-    canvases = scene_masks(workspace, models)  # (S, h, w)
+    canvases = scene_masks(workspace, models, SCENES)  # (S, h, w)
     side = models.transformer.config.window
     windows = canvases[:, -side:, -side:]
     rows = []

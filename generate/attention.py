@@ -70,6 +70,11 @@ def _product(into: Tensor, a: Tensor, b: Tensor, beta: int, alpha: float = 1.0) 
     torch.baddbmm(into, a, b, beta=beta, alpha=alpha, out=into)
 
 
+def split_heads(qkv: Tensor, batch: int, heads: int) -> Tensor:
+    """Queries, keys and values side by side, (B t, 3 C) -> (3, B, heads, t, d)."""
+    return qkv.view(batch, -1, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
+
+
 def attend(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> Tensor:
     """Attention of the last t of n tokens, each to itself and all before it.
 

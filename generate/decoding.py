@@ -1,19 +1,20 @@
-"""The transformer at sampling time: keys and values are kept, projections are fused."""
+"""The transformer at sampling time: keys and values are kept, projections are fused, sequences share every weight read."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generate.attention import attend, attend_after, hide
+from generate.attention import attend, attend_after, hide, split_heads
 from generate.gpt import GPT, Block
 from generate.projection import Precision, activations, kept, projection
-from generate.replay import FixedStep, Rooms
+from generate.replay import Rooms
 
 # Of keys and values; with the seed document's transformer in float32 a window has 100 MB.
 KEPT_BYTES = 3 << 30
@@ -51,6 +52,31 @@ class Decoder:
         """How many tokens a pass shall guess ahead in each of some sequences."""
         return max(1, min(GUESSES, ROWS.get(self.device.type, 64) // sequences - 1))
 
+    def run(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """Run what some sessions ask for, on a CPU together: every weight is read once, whatever the sessions' lengths.
+
+        Returns:
+            for each pass (B, t, V) float32 logits behind its tokens, (B, 1, V) where only the last are wanted.
+        """
+        if self.rooms is not None:
+            return [one.session.replay(one) for one in passes]
+        steps = [_Step(one) for one in passes]
+        x = _joined([step.embedded for step in steps])  # (rows, C)
+        sizes, wanted = [len(step.embedded) for step in steps], _wanted(steps)
+        for number, block in enumerate(self.blocks):
+            last = number == len(self.blocks) - 1
+
+            def attention(qkv: Tensor, number: int = number, last: bool = last) -> Tensor:
+                parts = zip(steps, torch.split(qkv, sizes), strict=True)
+                return _joined([step.attend(number, part, last) for step, part in parts])
+
+            x = block.forward(x, attention, wanted if last else None)
+        logits = self.head(F.layer_norm(x, (self.config.width,), *self.norm)).float()
+        return [
+            step.done(part)
+            for step, part in zip(steps, torch.split(logits, [step.told for step in steps]), strict=True)
+        ]
+
 
 class Session:
     """Sequences of one length that grow together; what they have seen is kept as keys and values."""
@@ -63,7 +89,7 @@ class Session:
             self.holes[list(holes)] = True
         self.seen = 0
         self.batch = batch
-        self._filled = 0  # of the cache, along the tokens: what lies behind may be anything
+        self.filled = 0  # of the cache, along the tokens: what lies behind may be anything
         self.prefix = self._memory(0, 0)  # of what several sequences have in common
         self.room = decoder.rooms.take(batch) if decoder.rooms else None
         if self.room is None or decoder.rooms is None:
@@ -77,83 +103,60 @@ class Session:
         """Memory that the keys and values take when the sequences are full."""
         return sum(one.numel() * one.element_size() for one in (self.prefix, self.cache))
 
-    def share(self, tokens: Tensor) -> Tensor:
-        """Begin with tokens that sequences have in common: they are computed, kept and read once for all of them.
+    def sharing(self, tokens: Tensor) -> Pass:
+        """To begin with tokens that sequences have in common: they are computed, kept and read once for all of them.
 
         Args:
             tokens: (A, t), B a multiple of A: each row is the beginning of B / A sequences in a row.
-
-        Returns:
-            (B, V) float32 logits for the token that comes next.
 
         Raises:
             ValueError: the sequences have begun.
         """
         if self.seen:
             raise ValueError("only the beginning of sequences can be shared")
-        rows, count = tokens.shape
-        if self.room is not None:  # a GPU reads what is kept quickly enough: every sequence has a copy
-            logits, self.seen = self.room.run(tokens, [0] * rows, self.holes, last=True)[:, 0], count
-            begun = self.cache[:, :, :rows, :, :count].repeat_interleave(self.batch // rows, 2)
-            self.cache[..., :count, :] = begun
-        else:
-            self.prefix = self._memory(rows, count)
-            self.cache = self._memory(self.batch, self.decoder.config.block_size - count)
-            logits = self._run(tokens, self.prefix, None, [0], 1)[:, 0]
-        return logits.repeat_interleave(self.batch // rows, 0)
+        return Pass(self, tokens, [0], last=True, shared=True)
 
-    def feed(self, tokens: Tensor) -> Tensor:
-        """Append tokens (B, t) and give the logits (B, V), float32, for the token that comes next."""
-        if self.room is not None:
-            starts = [self.seen] * self.batch
-            self.seen += tokens.shape[1]
-            return self.room.run(tokens, starts, self.holes, last=True)[:, 0]
-        return self._run(tokens, self.cache, self._before(), [self.seen], 1)[:, 0]
+    def feeding(self, tokens: Tensor) -> Pass:
+        """To append tokens (B, t); wanted are the logits for the token that comes next."""
+        return Pass(self, tokens, [self.seen], last=True)
 
-    def look_ahead(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
-        """Put tokens (B, t) behind the first `starts` of each sequence: logits (B, t, V), float32, behind each of them.
+    def looking_ahead(self, tokens: Tensor, starts: Sequence[int]) -> Pass:
+        """To put tokens (B, t) behind the first `starts` of each sequence; wanted are the logits behind each of them.
 
         They may be guesses: they stand until another call puts others there. `seen`, behind which `feed` goes on, is
         the caller's to set.
         """
-        if self.room is not None:
-            self.seen = max(starts) + tokens.shape[1]
-            starts = [*starts] * (self.batch // len(starts))
-            return self.room.run(tokens, starts, self.holes)
         alike = all(one == starts[0] for one in starts)
-        return self._run(tokens, self.cache, self._before(), starts[:1] if alike else starts, tokens.shape[1])
+        return Pass(self, tokens, starts[:1] if alike else starts, last=False)
 
-    def _before(self) -> Tensor | None:
-        return self.prefix if self.prefix.numel() else None
+    def share(self, tokens: Tensor) -> Tensor:
+        """`sharing` alone: (B, V)."""
+        return self.decoder.run([self.sharing(tokens)])[0][:, 0]
 
-    def _run(
-        self, tokens: Tensor, cache: Tensor, prefix: Tensor | None, starts: Sequence[int], wanted: int
-    ) -> Tensor:
-        """Logits (B, wanted, V) behind the last of some tokens (B, t). `starts` has one number if they are the same."""
-        d, count = self.decoder, tokens.shape[1]
-        if len(starts) == 1:
-            positions = d.positions[starts[0] : starts[0] + count]  # (t, C)
-        else:
-            places = torch.tensor(starts, device=d.device)[:, None] + torch.arange(count, device=d.device)
-            positions = d.positions[places]  # (B, t, C)
-        x = F.embedding(tokens, d.tokens) + positions  # (B, t, C)
-        shared = prefix.shape[4] if prefix is not None else 0
-        holes = None if self.holes is None else self.holes[shared:]
-        step = _Step([start - shared for start in starts], count, cache[0], prefix is None, holes)
-        if cache is self.cache:
-            end = step.end
-            if len(starts) > 1 and end > self._filled:
-                # hidden from a sequence that is behind the others, but not a number even so; some more saves doing it soon
-                end += CLEARED
-                cache[..., self._filled : end, :] = 0
-            self._filled = max(self._filled, end)
-        for number, block in enumerate(d.blocks):
-            last = number == len(d.blocks) - 1
-            before = prefix[number] if prefix is not None else None
-            x = block.forward(x, cache[number], step, before, wanted if last else count)
-        self.seen = max(starts) + count
-        x = F.layer_norm(x, (d.config.width,), *d.norm)
-        return d.head(x).float()
+    def feed(self, tokens: Tensor) -> Tensor:
+        """`feeding` alone: (B, V)."""
+        return self.decoder.run([self.feeding(tokens)])[0][:, 0]
+
+    def look_ahead(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
+        """`looking_ahead` alone: (B, t, V)."""
+        return self.decoder.run([self.looking_ahead(tokens, starts)])[0]
+
+    def replay(self, one: Pass) -> Tensor:
+        """A pass in this session's room."""
+        assert self.room is not None
+        rows, count = one.tokens.shape
+        starts = [*one.starts] * (rows // len(one.starts))
+        logits, self.seen = self.room.run(one.tokens, starts, self.holes, one.last), max(starts) + count
+        if one.shared:  # a GPU reads what is kept quickly enough: every sequence has a copy
+            begun = self.cache[:, :, :rows, :, :count].repeat_interleave(self.batch // rows, 2)
+            self.cache[..., :count, :] = begun
+            logits = logits.repeat_interleave(self.batch // rows, 0)
+        return logits
+
+    def put_prefix(self, rows: int, count: int) -> None:
+        """Make room for a beginning of `count` tokens that is shared."""
+        self.prefix = self._memory(rows, count)
+        self.cache = self._memory(self.batch, self.decoder.config.block_size - count)
 
     def _memory(self, batch: int, tokens: int) -> Tensor:
         """(layers, 2, batch, heads, tokens, d), not filled."""
@@ -200,54 +203,98 @@ class _FusedBlock:
         self.norm1, self.norm2 = _norm_weights(block.ln1, dtype), _norm_weights(block.ln2, dtype)
 
     def forward(
-        self, x: Tensor, cache: Tensor, step: _Step | FixedStep, before: Tensor | None, wanted: int
+        self, x: Tensor, attention: Callable[[Tensor], Tensor], wanted: Tensor | None = None
     ) -> Tensor:
-        """(B, t, C) -> (B, wanted, C): behind the last block only the rows whose logits are wanted are computed.
+        """(rows, C) -> (rows, C), or (wanted, C).
 
         Args:
-            cache: (2, B, heads, n, d) keys and values; those of x are put where the step says.
-            before: (2, A, heads, m, d), what stands before them and is shared, or None.
+            attention: queries, keys and values (rows, 3 C) to (rows, C), or (wanted, C).
+            wanted: the rows to go on with, where not all.
         """
-        batch, count, width = x.shape
-        h = F.layer_norm(x, (width,), *self.norm1)
-        qkv = self.qkv(h).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, heads, t, d)
-        step.keep(cache, qkv[1:])
-        q, hidden = qkv[0].to(cache.dtype), step.hidden
-        keys, values = cache.narrow(3, 0, step.end).unbind(0)  # (B, heads, end, d)
-        if wanted < count:
-            assert isinstance(step, _Step), "a fixed step wants all of its tokens"
-            q, x, count = q[:, :, -wanted:], x[:, -wanted:], wanted
-            hidden = step.hidden_from_last(wanted, cache)
-        y = (
-            attend(q, keys, values, hidden)
-            if before is None
-            else attend_after(before, q, keys, values, hidden)
-        )
-        x = x + self.proj(y.transpose(1, 2).reshape(batch, count, width).to(x.dtype))
-        h = F.layer_norm(x, (width,), *self.norm2)
-        return x + self.down(F.gelu(self.up(h)))
+        width = (x.shape[1],)
+        y = attention(self.qkv(F.layer_norm(x, width, *self.norm1)))
+        x = (x if wanted is None else x[wanted]) + self.proj(y.to(x.dtype))
+        return x + self.down(F.gelu(self.up(F.layer_norm(x, width, *self.norm2))))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a session asks for, see `Session.sharing`, `feeding` and `looking_ahead`."""
+
+    session: Session
+    tokens: Tensor  # (B, t); (A, t) of a shared beginning
+    starts: Sequence[int]  # how many tokens stand before them in each sequence, or one number for all
+    last: bool  # only the logits behind the last of them are wanted
+    shared: bool = False
 
 
 class _Step:
-    """Where the tokens of one pass stand among those that are kept: the same for every block.
+    """A pass under way on a CPU: where its tokens stand among those that are kept, the same for every block."""
 
-    Args:
-        starts: how many kept tokens stand before them in each sequence, or one number for all.
-        count: tokens of each sequence.
-        cache: (2, B, heads, n, d), of any block.
-        causal: nothing stands before what is kept.
-        holes: as in `hide`.
-    """
-
-    def __init__(
-        self, starts: Sequence[int], count: int, cache: Tensor, causal: bool, holes: Tensor | None
-    ) -> None:
-        self.starts, self.count, self.end = starts, count, max(starts) + count
+    def __init__(self, one: Pass) -> None:
+        self.session, d = one.session, one.session.decoder
+        self.batch, self.count = one.tokens.shape
+        self.shared, self.heads = one.shared, d.config.heads
+        if one.shared:
+            self.session.put_prefix(self.batch, self.count)
+        self.seen = max(one.starts) + self.count
+        self.each = 1 if one.last else self.count  # logits wanted of a sequence
+        self.told = self.batch * self.each
+        self.embedded = self._embedded(one)
+        session = self.session
+        self.cache = session.prefix if one.shared else session.cache
+        self.prefix = session.prefix if session.prefix.numel() and not one.shared else None
+        before = 0 if self.prefix is None else self.prefix.shape[4]
+        self.starts = [start - before for start in one.starts]
+        self.end = max(self.starts) + self.count
+        holes = None if session.holes is None else session.holes[before:]
         self.holes = holes if holes is not None and bool(holes[: self.end].any()) else None
-        whole = causal and self.end == count and self.holes is None  # the kernels know this case
-        self.hidden = None if whole else self.hidden_from_last(count, cache)
+        # nothing stands before them: the kernels know this case
+        whole = self.prefix is None and self.end == self.count and self.holes is None
+        self.hidden = None if whole else self._hidden_from_last(self.count)
+        self.hidden_at_last = self.hidden if self.each == self.count else self._hidden_from_last(self.each)
+        if not one.shared:
+            self._clear()
 
-    def keep(self, cache: Tensor, found: Tensor) -> None:
+    def attend(self, layer: int, qkv: Tensor, last: bool) -> Tensor:
+        """(B t, 3 C) -> (B t, C), where it is the last layer (told, C): keeps keys and values, too."""
+        cache = self.cache[layer]
+        parts = split_heads(qkv, self.batch, self.heads)  # (3, B, heads, t, d)
+        self._keep(cache, parts[1:])
+        q, hidden = parts[0].to(cache.dtype), self.hidden
+        keys, values = cache.narrow(3, 0, self.end).unbind(0)  # (B, heads, end, d)
+        if last and self.each < self.count:
+            q, hidden = q[:, :, -self.each :], self.hidden_at_last
+        if self.prefix is None:
+            y = attend(q, keys, values, hidden)
+        else:
+            y = attend_after(self.prefix[layer], q, keys, values, hidden)
+        return y.transpose(1, 2).reshape(-1, qkv.shape[1] // 3)
+
+    def done(self, logits: Tensor) -> Tensor:
+        """(told, V) -> (B, t or 1, V)."""
+        self.session.seen = self.seen
+        logits = logits.view(self.batch, self.each, -1)
+        return logits.repeat_interleave(self.session.batch // self.batch, 0) if self.shared else logits
+
+    def _embedded(self, one: Pass) -> Tensor:
+        """(B t, C)"""
+        d, starts = self.session.decoder, one.starts
+        if len(starts) == 1:
+            positions = d.positions[starts[0] : starts[0] + self.count]  # (t, C)
+        else:
+            positions = d.positions[torch.tensor(starts)[:, None] + torch.arange(self.count)]  # (B, t, C)
+        return (F.embedding(one.tokens, d.tokens) + positions).flatten(0, 1)
+
+    def _clear(self) -> None:
+        """What lies behind a sequence is hidden from it, but has to be numbers even so; some more saves doing it soon."""
+        session, end = self.session, self.end
+        if len(self.starts) > 1 and end > session.filled:
+            end += CLEARED
+            self.cache[..., session.filled : end, :] = 0
+        session.filled = max(session.filled, end)
+
+    def _keep(self, cache: Tensor, found: Tensor) -> None:
         """Put keys and values (2, B, heads, t, d) where they belong."""
         if len(self.starts) == 1:
             cache.narrow(3, self.starts[0], self.count).copy_(found)
@@ -255,13 +302,28 @@ class _Step:
             for row, start in enumerate(self.starts):
                 cache[:, row, :, start : start + self.count].copy_(found[:, row])
 
-    def hidden_from_last(self, wanted: int, cache: Tensor) -> Tensor | None:
+    def _hidden_from_last(self, wanted: int) -> Tensor | None:
         """What is hidden from the last tokens."""
         if len(self.starts) == 1 and wanted == 1 and self.holes is None:
             return None  # it sees everything
-        ends = torch.tensor(self.starts, device=cache.device)[:, None] + self.count
-        places = ends + torch.arange(-wanted, 0, device=cache.device)
-        return hide(places, self.end, cache, self.holes)
+        ends = torch.tensor(self.starts)[:, None] + self.count
+        return hide(ends + torch.arange(-wanted, 0), self.end, self.cache, self.holes)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _wanted(steps: Sequence[_Step]) -> Tensor | None:
+    """The rows behind which logits are wanted, or None for all."""
+    if all(step.each == step.count for step in steps):
+        return None
+    found, first = [], 0
+    for step in steps:
+        rows = torch.arange(first, first + len(step.embedded)).view(step.batch, step.count)
+        found.append(rows[:, -step.each :].flatten())
+        first += len(step.embedded)
+    return torch.cat(found)
 
 
 def _norm_weights(layer: torch.nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -26,21 +26,18 @@ class Drafts:
     The logits behind a token tell the one after it.
 
     Args:
-        places: raster numbers that are to be painted, ascending; everything else before the last of them is known or a hole.
+        places: raster numbers that are to be painted, ascending; everything else before the last of them is known, or gets
+            known in time (`know`), or is a hole.
         windows: (N, cells) the tokens that are known.
-        guesses: that a pass may run in each window; 0 draws one token a pass.
         holes: raster numbers that nobody knows. They run with the token before them in their place, for the token behind
             a hole has to be told by what runs there.
     """
 
-    def __init__(
-        self, places: Sequence[int], windows: Tokens, guesses: int, holes: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, places: Sequence[int], windows: Tokens, holes: Sequence[int] = ()) -> None:
         self.windows = windows.copy()
         self._source = np.arange(windows.shape[1])  # of what runs
         for hole in holes:
             self._source[hole] = self._source[max(hole - 1, 0)]
-        self.guesses = guesses
         self.last = places[-1]
         self.fed = [places[0] - 1] * len(windows)  # the first token of each window that has to run
         self.begun = False
@@ -60,15 +57,25 @@ class Drafts:
         found: NDArray[np.bool_] = self._asked & ~self._open
         return found
 
-    def next_pass(self) -> tuple[list[int], int]:
-        """First token of each window's next pass, and how many tokens it has."""
+    def know(self, windows: Tokens) -> None:
+        """Take over what has become known: (N, cells)."""
+        self.windows[:, ~self._asked] = windows[:, ~self._asked]
+
+    def next_pass(self, guesses: int, known: int | None = None) -> tuple[list[int], int]:
+        """First token of each window's next pass, and how many tokens it has: 0 where it has to wait.
+
+        Args:
+            guesses: that it may run in each window; 0 draws one token a pass.
+            known: it may run the tokens before this one; all of them if None.
+        """
+        limit = self.last if known is None else min(known, self.last)
         slowest = min(self.fed)
-        guesses, end = 0, slowest + 1  # behind the last token that runs
-        while end < self.last and guesses + self._asked[end] <= self.guesses:
-            guesses += self._asked[end]
+        guessed, end = 0, slowest  # behind the last token that runs
+        while end < limit and (end == slowest or guessed + self._asked[end] <= guesses):
+            guessed += self._asked[end] and end > slowest
             end += 1
         count = end - slowest
-        return [min(fed, self.last - count) for fed in self.fed], count
+        return [min(fed, limit - count) for fed in self.fed], count
 
     def lacking(self, starts: Sequence[int], count: int) -> list[tuple[int, int]]:
         """(window, place) of those that a pass runs, but that nobody has guessed yet."""

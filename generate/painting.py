@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from generate.decoding import Decoder, KeptSessions, Session
+from generate.decoding import Decoder, KeptSessions, Pass, Session
 from generate.drafting import Drafts
+from generate.scheduling import Group, Schedule
 from generate.window import Task, block_waves, exact_waves
 
 # Windows that share a step: up to here a step costs little more than for one, and memory must not grow with the
@@ -127,16 +128,28 @@ def paint_tokens(
         raise ValueError(f"canvas {height} x {width} tokens is smaller than the window of {side} x {side}")
     if stride not in (1, side // 2):
         raise ValueError(f"stride {stride}; 1 or {side // 2} would do")
-    canvas = _Canvas(decoder, mask_tokens, chance, list(numbers or range(batch)), codes, given, guidance)
     waves = exact_waves(height, width, side) if stride == 1 else block_waves(height, width, side)
+    numbers = list(numbers or range(batch))
+    canvas = _Canvas(decoder, mask_tokens, waves, chance, numbers, codes, given, guidance)
     missing = int((~canvas.painted).sum())
     follow(canvas.tokens, canvas.painted)
     with torch.inference_mode():
-        for wave in waves:
-            for count in canvas.paint(wave):
-                advance(count)
-                follow(canvas.tokens, canvas.painted)
+        for count in canvas.paint():
+            advance(count)
+            follow(canvas.tokens, canvas.painted)
     return Painted(canvas.tokens.to(mask_tokens.device), canvas.log_likelihood / max(missing, 1))
+
+
+Steps = Generator[Pass | None, Any, None]  # passes that are asked for; their logits are sent
+
+
+@dataclass(frozen=True)
+class _Running:
+    """Windows under way."""
+
+    steps: Steps
+    asks: Pass | None
+    rows: int  # sequences
 
 
 class _Canvas:
@@ -146,6 +159,7 @@ class _Canvas:
         self,
         decoder: Decoder,
         mask_tokens: Tensor,
+        waves: Iterator[list[Task]],
         chance: Chance,
         numbers: list[int],
         codes: int | None,
@@ -167,33 +181,47 @@ class _Canvas:
             self.tokens[:, self.painted] = given.tokens.to(mask_tokens)[self.painted]
         self.log_likelihood = torch.zeros(len(mask_tokens))
         self.side = decoder.config.window
-        self.kept = KeptSessions()
-
-    def paint(self, wave: list[Task]) -> Iterator[int]:
-        """Paint the tasks of one wave; those with the same places and holes share a batch. Yields how many tokens were painted."""
-        groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Task]] = defaultdict(list)
-        for task in wave:
-            groups[self._missing(task)].append(task)
         most = max(1, SEQUENCES // (len(self.conditions) * len(self.tokens)))
-        for (places, holes), tasks in groups.items():
-            for first in range(0, len(tasks) if places else 0, most):
-                yield from self._paint_group(places, holes, tasks[first : first + most])
+        self.schedule = Schedule(waves, self.painted.numpy(), self.side, most)
+        self.kept = KeptSessions()
+        self.rows = 0  # sequences under way
+        self.news = 0  # tokens that the last pass has painted
 
-    def _missing(self, task: Task) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The task's places that are not given; and those before the last of them that nobody has painted yet."""
-        window = self.painted[task.top : task.top + self.side, task.left : task.left + self.side].flatten()
-        places = tuple(place for place in task.places if not window[place])
-        empty = set((~window[: places[-1]]).nonzero()[:, 0].tolist() if places else ())
-        return places, tuple(sorted(empty - set(places)))
+    def paint(self) -> Iterator[int]:
+        """Paint all that the waves ask for. Yields how many tokens each pass has painted.
 
-    def _paint_group(
-        self, places: tuple[int, ...], holes: tuple[int, ...], tasks: list[Task]
-    ) -> Iterator[int]:
+        A window begins as soon as what it may see is painted, and all windows under way share each pass.
+        """
+        rows, running = len(self.conditions) * len(self.tokens), list[_Running]()  # sequences of one window
+        while True:
+            # a GPU replays recorded passes, each of one session
+            while not (running and self.decoder.rooms):
+                waiting = not any(one.asks for one in running)  # for one that had no room: now it gets some
+                group = self.schedule.next(SEQUENCES if waiting else (SEQUENCES - self.rows) // rows)
+                if group is None:
+                    break
+                steps = self._paint_group(group)
+                running.append(_Running(steps, next(steps), rows * len(group.tasks)))
+                self.rows += running[-1].rows
+            if not running:
+                return
+            asked = [one.asks for one in running if one.asks is not None]
+            assert asked, "the first of all windows waits for nothing"
+            logits, self.news, under_way, running = iter(self.decoder.run(asked)), 0, running, []
+            for one in under_way:
+                try:
+                    running.append(replace(one, asks=one.steps.send(next(logits) if one.asks else None)))
+                except StopIteration:  # all of it is painted
+                    self.rows -= one.rows
+            yield self.news
+
+    def _paint_group(self, group: Group) -> Steps:
+        """Paint a group's tokens: gives each pass that it needs next and is sent its logits, or None while it has to wait."""
+        places, tasks = group.places, group.tasks
         cells, both = self.side * self.side, len(self.conditions)
-        session = self._session(places, holes, tasks)
-        known = self._windows(self.tokens, tasks)  # (tasks B, cells)
-        drafts = Drafts(places, known.numpy(), self.decoder.guesses(both * len(known)), holes)
-        starts, logits = drafts.fed.copy(), self._begin(session, drafts, places[0], tasks)[:, None]
+        session = self._session(group)
+        drafts = Drafts(places, self._windows(self.tokens, tasks).numpy(), group.holes)  # (tasks B, cells)
+        starts, logits = drafts.fed.copy(), (yield from self._begin(session, drafts, group))
         while True:
             guided, told = self._guide(logits)  # (tasks B, t, V)
             drawn = self._draw(guided.flatten(0, 1), tasks, _behind(starts, guided.shape[1]))
@@ -204,43 +232,51 @@ class _Canvas:
             self._put(drafts, tasks)
             likely = likely.masked_fill(~torch.from_numpy(news), 0)
             self.log_likelihood += likely.view(len(tasks), -1, likely.shape[1]).sum((0, 2))
-            yield int(news.sum())
+            self.news += int(news.sum())
             if drafts.done:
                 break
-            starts, count = drafts.next_pass()
+            while True:
+                drafts.know(self._windows(self.tokens, tasks).numpy())
+                starts, count = drafts.next_pass(self.decoder.guesses(self.rows), self.schedule.known(group))
+                if count:
+                    break
+                yield None
             if lacking := drafts.lacking(starts, count):
                 nearest = guided[[window for window, _ in lacking], -1]
                 drafts.guess(lacking, self._draw(nearest, tasks, lacking).tolist())
             tokens = torch.from_numpy(drafts.tokens(starts, count))
-            logits = session.look_ahead(tokens.repeat(both, 1), [cells + start for start in starts] * both)
+            logits = yield session.looking_ahead(tokens.repeat(both, 1), [cells + s for s in starts] * both)
         session.seen = cells + places[-1]
         if len(tasks) == 1 and tasks[0].again:
             self.kept.put((tasks[0].top, tasks[0].left), session)
 
-    def _begin(self, session: Session, drafts: Drafts, place: int, tasks: list[Task]) -> Tensor:
-        """Logits for the first place, behind everything that is known before it."""
-        cells, logits = self.side * self.side, None
+    def _begin(self, session: Session, drafts: Drafts, group: Group) -> Generator[Pass | None, Any, Tensor]:
+        """Logits (B, 1, V) for the first place, behind everything that is known before it."""
+        tasks, place, cells = group.tasks, group.places[0], self.side * self.side
+        logits: Tensor | None = None
         if self.alike and session.seen == 0:  # paintings of one mask
-            logits = session.share(torch.cat([self._windows(one[:1], tasks) for one in self.conditions]))
+            logits = yield session.sharing(
+                torch.cat([self._windows(one[:1], tasks) for one in self.conditions])
+            )
         if session.seen < cells + place:
             masks = torch.cat([self._windows(one, tasks) for one in self.conditions])
             known = torch.from_numpy(drafts.tokens([0] * len(drafts.windows), place))
             tokens = torch.cat([masks, known.repeat(len(self.conditions), 1)], 1)
-            logits = session.feed(tokens[:, session.seen :])
+            logits = yield session.feeding(tokens[:, session.seen :])
         assert logits is not None, "places ascend, so something is always missing"
         return logits
 
-    def _session(self, places: tuple[int, ...], holes: tuple[int, ...], tasks: list[Task]) -> Session:
-        kept = self.kept.take((tasks[0].top, tasks[0].left)) if len(tasks) == 1 else None
-        if kept is not None and kept.seen <= self.side**2 + places[0]:
+    def _session(self, group: Group) -> Session:
+        first = group.tasks[0]
+        kept = self.kept.take((first.top, first.left)) if len(group.tasks) == 1 else None
+        if kept is not None and kept.seen <= self.side**2 + group.places[0]:
             return kept
-        unknown = [self.side**2 + hole for hole in holes]
-        return self.decoder.session(len(self.conditions) * len(tasks) * len(self.tokens), unknown)
+        rows = len(self.conditions) * len(group.tasks) * len(self.tokens)
+        return self.decoder.session(rows, [self.side**2 + hole for hole in group.holes])
 
     def _windows(self, grid: Tensor, tasks: list[Task]) -> Tensor:
         """(B, h, w) -> (tasks B, side side), the windows of the tasks in raster order."""
-        cut = [grid[:, t.top : t.top + self.side, t.left : t.left + self.side].flatten(1) for t in tasks]
-        return torch.cat(cut)
+        return torch.cat([_cut(grid, task, self.side) for task in tasks])
 
     def _guide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """What tokens are drawn from, and what the mask alone tells: (tasks B, t, V) each."""
@@ -264,6 +300,11 @@ class _Canvas:
             rows, columns = (slice(start, start + self.side) for start in (task.top, task.left))
             self.tokens[:, rows, columns] = torch.where(there, windows, self.tokens[:, rows, columns])
             self.painted[rows, columns] |= there
+
+
+def _cut(grid: Tensor, task: Task, side: int) -> Tensor:
+    """(B, h, w) -> (B, side side), a task's window in raster order."""
+    return grid[:, task.top : task.top + side, task.left : task.left + side].flatten(1)
 
 
 def _fetched(tokens: Tensor, figures: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generate.attention import hide
+from generate.attention import attend, hide, split_heads
 from generate.recorded_step import undisturbed
 
 if TYPE_CHECKING:
@@ -131,10 +132,11 @@ class _Pass:
         d, count = self.decoder, self.told.shape[1] - 1
         places = self.told[:, :1] + torch.arange(count, device=self.told.device)  # (B, t)
         positions = d.positions[places.clamp(max=len(d.positions) - 1)]
-        x = F.embedding(self.told[:, 1:], d.tokens) + positions  # (B, t, C)
+        x = (F.embedding(self.told[:, 1:], d.tokens) + positions).flatten(0, 1)  # (B t, C)
         step = FixedStep(places, self.cache[0], self.holes)
         for block, cache in zip(d.blocks, self.cache, strict=True):
-            x = block.forward(x, cache, step, None, count)
+            x = block.forward(x, partial(step.attend, cache))
+        x = x.view(len(self.told), count, -1)
         if self.last:
             x = x.index_select(1, self.end)
         return d.head(F.layer_norm(x, (d.config.width,), *d.norm)).float()
@@ -150,11 +152,12 @@ class FixedStep:
     """
 
     def __init__(self, places: Tensor, cache: Tensor, holes: Tensor) -> None:
-        self.end = cache.shape[3]
-        self.hidden = hide(places, self.end, cache, holes)
+        self.hidden = hide(places, cache.shape[3], cache, holes)
         _, batch, heads, _, width = cache.shape
         self._index = places[None, :, None, :, None].expand(2, batch, heads, -1, width)
 
-    def keep(self, cache: Tensor, found: Tensor) -> None:
-        """Put keys and values (2, B, heads, t, d) where they belong."""
-        cache.scatter_(3, self._index, found.to(cache.dtype))
+    def attend(self, cache: Tensor, qkv: Tensor) -> Tensor:
+        """(B t, 3 C) -> (B t, C): keeps keys and values of a block, too."""
+        parts = split_heads(qkv, *cache.shape[1:3]).to(cache.dtype)  # (3, B, heads, t, d)
+        cache.scatter_(3, self._index, parts[1:])
+        return attend(parts[0], cache[0], cache[1], self.hidden).transpose(1, 2).reshape(len(qkv), -1)

@@ -24,11 +24,11 @@ def truth(window: int, before: list[int]) -> int:
 
 def painted(places: list[int], start: Tokens, guesses: int) -> tuple[Tokens, int]:
     """All places through `Drafts`, and how many passes it took."""
-    drafts = Drafts(places, start, guesses)
+    drafts = Drafts(places, start)
     starts, count, passes = drafts.fed.copy(), 1, 0
     while True:
         if passes:
-            starts, count = drafts.next_pass()
+            starts, count = drafts.next_pass(guesses)
             lacking = drafts.lacking(starts, count)
             drafts.guess(lacking, [(7 * place) % 3 for _, place in lacking])
             ran = drafts.tokens(starts, count)
@@ -86,6 +86,30 @@ def test_guesses_change_no_token(stride: int, ahead: int, monkeypatch: pytest.Mo
     usual, alone = paint(0), len(passes)
     assert torch.equal(paint(ahead), usual)
     assert len(passes) < alone
+
+
+def test_sessions_share_a_pass_and_nothing_else() -> None:
+    """Of unlike lengths and paces, with holes, with shared beginnings: each gets what it would get alone."""
+    decoder, random = Decoder(transformer()), torch.Generator().manual_seed(0)
+
+    def drawn(*size: int) -> Tensor:
+        return torch.randint(64, size, generator=random)
+
+    beginning, first, last = drawn(1, 30), drawn(2, 50), drawn(1, 7)
+    found = []
+    with torch.inference_mode():
+        for together in (True, False):
+            one, two, three = decoder.session(2), decoder.session(1, [3, 4]), decoder.session(4)
+            passes = [one.feeding(first), two.feeding(last), three.sharing(beginning)]
+            logits = decoder.run(passes) if together else [decoder.run([each])[0] for each in passes]
+            passes = [one.looking_ahead(first[:, :3], [40, 45]), three.feeding(first[:1, :2].expand(4, -1))]
+            passes.append(two.looking_ahead(first[:1, :5], [7]))
+            logits += decoder.run(passes) if together else [decoder.run([each])[0] for each in passes]
+            assert (one.seen, two.seen, three.seen) == (48, 12, 32)
+            found.append(logits)
+    for ours, alone in zip(*found, strict=True):
+        assert ours.shape == alone.shape
+        torch.testing.assert_close(ours, alone, atol=1e-5, rtol=0)
 
 
 def test_sequences_look_ahead_at_their_own_pace() -> None:

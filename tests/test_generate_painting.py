@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from golden_models import GRIDS, transformer, vector
+from numpy.typing import NDArray
 from torch import Tensor
 
 from generate import painting
@@ -15,6 +17,7 @@ from generate.decoding import Decoder, KeptSessions, Session
 from generate.gpt import GPT
 from generate.painting import Chance, paint_tokens
 from generate.projection import Precision, largest_int8_weight, projection
+from generate.scheduling import Group, Schedule
 from generate.window import block_waves, exact_waves, local
 
 
@@ -119,6 +122,63 @@ def test_waves_paint_every_token_once_and_after_what_it_needs(
             for place in task.places:
                 painted[task.top + place // side, task.left + place % side] += 1
     assert (painted == 1).all()
+
+
+@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(16, 40), (31, 17), (40, 32)])
+@pytest.mark.parametrize("stride", ["exact", "blocks"])
+def test_windows_go_on_as_others_paint_and_see_what_earlier_waves_paint(
+    height: int, width: int, stride: str, most: int
+) -> None:
+    """Whatever the paces and however few windows have room: nothing is painted twice, and nobody waits forever."""
+    side, random = 16, np.random.default_rng(height)
+    waves = list((exact_waves if stride == "exact" else block_waves)(height, width, side))
+    number = np.zeros((height, width), int)  # of the wave
+    for n, wave in enumerate(waves):
+        for task in wave:
+            rows, columns = np.divmod(task.places, side)
+            number[task.top + rows, task.left + columns] = n
+    painted = np.zeros((height, width), bool)
+    schedule, running = Schedule(iter(waves), painted, side, most), list[tuple[Group, list[int]]]()
+
+    def cells(grid: NDArray[Any], group: Group) -> list[NDArray[Any]]:
+        return [grid[one.top : one.top + side, one.left : one.left + side].ravel() for one in group.tasks]
+
+    while not painted.all():
+        while group := schedule.next(2 * most - sum(len(one.tasks) for one, _ in running) if running else 99):
+            assert schedule.known(group) >= group.places[0]
+            running.append((group, list(group.places)))
+        moved = False
+        for group, places in running:
+            end = schedule.known(group)
+            count = random.integers(1, 20)
+            for place in places[:count]:
+                if place > end:
+                    break
+                for there, waves_ in zip(cells(painted, group), cells(number, group), strict=True):
+                    own = waves_[place]
+                    seen = [one for one in range(place) if one not in group.holes]
+                    assert there[seen].all()
+                    assert (waves_[[*group.holes]] >= own).all()
+                    assert (waves_[[one for one in seen if one not in group.places]] < own).all()
+                for task in group.tasks:
+                    row, column = divmod(place, side)
+                    assert not painted[task.top + row, task.left + column]
+                    painted[task.top + row, task.left + column] = True
+                places.remove(place)
+                moved = True
+        running = [(group, places) for group, places in running if places]
+        assert moved
+    assert schedule.next(99) is None
+
+
+def test_windows_share_passes() -> None:
+    """A canvas takes far fewer passes than it has tokens, even without guesses."""
+    decoder, passes = Decoder(transformer()), list[int]()
+    decoder.guesses = lambda sequences: 0  # type: ignore[method-assign]
+    paint_tokens(decoder, torch.zeros(1, 32, 48, dtype=torch.long), Chance(), 8, advance=passes.append)
+    assert len(passes) < 32 * 48 / 3
+    assert sum(passes) == 32 * 48
 
 
 def test_rows_follow_each_other_at_a_distance() -> None:
