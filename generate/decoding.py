@@ -13,14 +13,14 @@ from torch import Tensor
 
 from generate.attention import attend, attend_after, hide, split_heads
 from generate.gpt import GPT, Block
-from generate.projection import Precision, activations, kept, projection
+from generate.projection import Precision, activations, kept, projection, rows_worth
 from generate.replay import Rooms
 
 # Of keys and values; with the seed document's transformer in float32 a window has 100 MB.
 KEPT_BYTES = 3 << 30
-# Tokens that a pass guesses ahead. A pass of 16 rows through the seed document's transformer takes 1.25 (bfloat16) to 1.8
-# (float32) times one of a single row; beyond ROWS rows altogether it takes longer than the guesses save.
-GUESSES, ROWS = 15, {"cpu": 64, "cuda": 256}
+# Tokens that a pass guesses ahead in a sequence. A pass of 16 rows through the seed document's transformer takes 1.25
+# (bfloat16) to 1.8 (float32) times one of a single row; beyond `rows_worth` altogether it takes longer than they save.
+GUESSES = 15
 CLEARED = 32  # tokens of the cache that are set to zero ahead of those that a pass reaches
 
 
@@ -37,6 +37,7 @@ class Decoder:
         self.config = model.config
         self.kept = kept(precision)
         self.device = model.head.weight.device
+        self.rows_worth = rows_worth(precision, self.device)
         self.tokens = model.tok_emb.weight.detach().to(dtype)
         self.positions = model.pos_emb.detach()[0].to(dtype)  # (block, C)
         self.blocks = [_FusedBlock(cast(Block, block), precision) for block in model.blocks]
@@ -50,7 +51,7 @@ class Decoder:
 
     def guesses(self, sequences: int) -> int:
         """How many tokens a pass shall guess ahead in each of some sequences."""
-        return max(1, min(GUESSES, ROWS.get(self.device.type, 64) // sequences - 1))
+        return max(1, min(GUESSES, self.rows_worth // sequences - 1))
 
     def run(self, passes: Sequence[Pass]) -> list[Tensor]:
         """Run what some sessions ask for, on a CPU together: every weight is read once, whatever the sessions' lengths.

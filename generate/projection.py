@@ -30,6 +30,17 @@ def kept(precision: Precision) -> torch.dtype:
     return torch.float32 if precision == "float32" else torch.bfloat16
 
 
+def rows_worth(precision: Precision, device: torch.device) -> int:
+    """How many rows a pass had best have: up to here weights are what takes the time, beyond it rows are.
+
+    Measured: where int8 has no instructions of its own (see Int8Projection), 8 rows take 1.2 times as long as one, and 16
+    twice; everywhere else on a CPU, 16 take 1.25 to 1.8 times as long, and 64 up to 3.5 times.
+    """
+    if device.type == "cuda":
+        return 256
+    return 8 if precision == "int8" and largest_int8_weight() < 127 else 64
+
+
 def projection(weight: Tensor, bias: Tensor | None, precision: Precision) -> Projection:
     """Lay out a layer's weights.
 
@@ -86,17 +97,16 @@ class PackedProjection(DenseProjection):
     """Weights also in the order in which oneDNN reads them, for more than a few rows.
 
     `F.linear` sorts them anew in every such call. In bfloat16 8 rows through the seed document's transformer take 40 ms
-    so and 30 ms packed, but a single row needs no sorting: 38 ms as they are, 40 ms packed. In float32 it is quicker up
-    to three rows (3: 63 and 75 ms), then much slower (8: 149 and 82 ms).
+    so and 30 ms packed, but a single row needs no sorting: 38 ms as they are, 40 ms packed. In float32 8 rows take 149 and
+    82 ms; two or three are quicker unpacked on some processors (3: 63 and 75 ms), and far slower on others (432 and 125).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        self.few = 1 if weight.dtype == torch.bfloat16 else 3
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.numel() <= self.few * x.shape[-1]:
+        if x.numel() == x.shape[-1]:
             return super().__call__(x)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return y
@@ -112,7 +122,7 @@ class Int8Projection:
     oneDNN's for more (8 rows through the seed document's transformer: 27 ms and 24 ms; 256 rows: 104 ms).
 
     Processors without instructions for it (VNNI or AMX) add two products in 16 bits, which the largest do not fit: there
-    weights have 7 bits.
+    weights have 7 bits, and FBGEMM takes all rows (16 rows through 100 million weights: 17 ms, oneDNN 397, float32 69).
 
     Source: Dettmers et al. 2022 (LLM.int8), section 2.1, vector-wise quantisation.
     """
@@ -125,7 +135,7 @@ class Int8Projection:
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         rounded = _rounded(weight.float(), self.scales)
         self.for_few = torch.ops.quantized.linear_prepack(rounded, None)
-        usable = _has_onednn() and len(weight) % LANES == 0
+        usable = largest == 127 and _has_onednn() and len(weight) % LANES == 0
         self.for_many = torch.ops.onednn.qlinear_prepack(rounded.int_repr(), None) if usable else None
         self.least = torch.tensor(1e-14)  # of a row's scale
         self.bias = torch.zeros(len(weight)) if bias is None else bias.float()
