@@ -15,14 +15,14 @@ from generate.window import Task
 AHEAD = 32  # groups among which the next to begin is looked for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Tasks of one wave that ask for the same places of their windows, and whose windows lack the same."""
 
     places: tuple[int, ...]  # to be painted, ascending
     holes: tuple[int, ...]  # before the last of them, and not to be seen: only later waves paint them
     tasks: list[Task]
-    needed: NDArray[np.bool_]  # (last place,) what others have to paint
+    needed: NDArray[np.int64]  # before the last place, what others have to paint
 
 
 class Schedule:
@@ -53,10 +53,14 @@ class Schedule:
 
     def known(self, group: Group) -> int:
         """How many tokens of its windows, from the first one on, are painted, or its own, or not to be seen."""
-        open_ = np.zeros(len(group.needed), bool)
+        width = self._painted.shape[1]
+        cells = group.needed // self._side * width + group.needed % self._side
+        flat, end = self._painted.reshape(-1), group.places[-1]
         for task in group.tasks:
-            open_ |= group.needed & ~self._window(self._painted, task)[: len(group.needed)]
-        return int(open_.argmax()) if open_.any() else len(open_)
+            missing = ~flat[task.top * width + task.left + cells]
+            if missing.any():
+                end = min(end, int(group.needed[missing.argmax()]))
+        return end
 
     def _grouped(self, waves: Iterator[list[Task]]) -> Iterator[Group]:
         planned = self._painted.copy()  # by earlier waves
@@ -69,8 +73,7 @@ class Schedule:
                     unknown = set(np.flatnonzero(~known[: places[-1]]).tolist())
                     alike[places, tuple(sorted(unknown - set(places)))].append(task)
             for (places, holes), tasks in alike.items():
-                needed = np.ones(places[-1], bool)
-                needed[[*places[:-1], *holes]] = False
+                needed = np.setdiff1d(np.arange(places[-1]), [*places, *holes])
                 for first in range(0, len(tasks), self._most):
                     yield Group(places, holes, tasks[first : first + self._most], needed)
             for task in wave:

@@ -15,7 +15,7 @@ from toy_paintings import toy_workspace
 from generate.train import STATE
 
 SMALL = (
-    "--steps 60 --save-every 2 --batch 2 --crop 16 --smallest-side 0 --channel-multipliers 1,1 --codebook-size 8 "
+    "--steps 24 --save-every 2 --batch 2 --crop 16 --smallest-side 0 --channel-multipliers 1,1 --codebook-size 8 "
     "--start-codebook 2 --precision float32 --device cpu --json"
 )
 
@@ -36,6 +36,6 @@ def test_a_stopped_training_goes_on(tmp_path: Path, number: signal.Signals) -> N
     assert running.wait() == -number
     assert not (folder / "model.safetensors").exists()
     done = subprocess.run(words, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["steps"] == 60
+    assert json.loads(done.stdout)["steps"] == 24
     assert "going on" in done.stderr
     assert not (folder / STATE).exists()
