@@ -1,17 +1,19 @@
 """Block mode and the lower precisions against exact mode in float32: is the painting as likely, does a seam show?
 
 The models are those of a workspace that `tool demo` has trained on its painter's scenes (preset `small`); the
-environment variable BENCH_WORKSPACE names it. The masks of 16 scenes, cut to 28 x 36 tokens and each moved down and right
-by another 0 to 7 tokens (what is missing there is mirrored), are painted in either mode with the same noise. `log-likelihood` is the mean over all tokens in nats, each token judged in the window
-that the reference would use for it: exact mode sums its own, block mode's canvas is judged afterwards by the same
-rule. The standard error takes the tokens as independent.
+environment variable BENCH_WORKSPACE names it. The masks of 16 scenes are cut to 28 x 36 tokens, and each is moved down and
+right by another 0 to 7 tokens (what is missing there is mirrored). Eight of them are painted in either mode with the same
+noise. `log-likelihood` is the mean over all tokens in nats, each token judged in the window that the reference would use
+for it: exact mode sums its own, block mode's canvas is judged afterwards by the same rule. The standard error takes the
+tokens as independent. `change` is against exact mode.
 
 `seam` is the gradient energy (mean square of the step from pixel to pixel) between two tokens of two blocks, over that
 between the two pairs of tokens on either side of them, which are of one block: 1 where there is no seam, whatever is
-painted there. Block mode paints each mask moved by each of 0 to 7 tokens for it, so that a scene's own edges, a horizon, lie
-everywhere between the borders. Exact mode, which has no blocks there, is a control of few canvases. The errors are those
-of drawing other canvases (bootstrap). `change` is against exact mode. The rows of precisions judge one
-and the same canvases, exact mode's, at the same places drawn at random.
+painted there. Block mode paints each of the 16 masks moved by each of 0 to 7 tokens for it, so that a scene's own edges,
+a horizon, lie everywhere between the borders. Exact mode, which has no blocks there, is a control of few canvases. The
+errors are those of drawing other canvases (bootstrap).
+
+The rows of precisions judge one and the same canvases, exact mode's, at the same places drawn at random.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from generate.sample import Models, encode_canvas, load_models
 from generate.tiles import decode_tiled
 from generate.window import block_waves, local
 
-SCENES, MOVES = 16, 8
+SCENES, MOVES, JUDGED = 16, 8, 8
 CANVAS = (28, 36)  # tokens
 TOGETHER = 32  # windows judged in one batch
 NEAR = 2  # pairs of tokens on either side of a border that it is compared with
@@ -50,14 +52,14 @@ def run() -> list[dict[str, object]]:
     models = load_models(workspace, CPU)
     decoder, side = Decoder(models.transformer), models.transformer.config.window
     scenes = scene_masks(workspace, models, SCENES)
-    mask_tokens = _moved(scenes, 0)
+    mask_tokens = _moved(scenes, 0)[:JUDGED]
     everywhere = [(i, j) for i in range(CANVAS[0]) for j in range(CANVAS[1])]
     note("exact mode")
     exact = paint_tokens(decoder, mask_tokens, Chance(), 1)
     note("block mode")
     block, *more = [paint_tokens(decoder, _moved(scenes, n), Chance(seed=n), side // 2) for n in range(MOVES)]
     note("block mode's likelihood")
-    judged = judge(decoder, mask_tokens, block.tokens, everywhere)
+    judged = judge(decoder, mask_tokens, block.tokens[:JUDGED], everywhere)
     control = exact.log_likelihood.mean().item()
     error = judged.std().item() / judged.numel() ** 0.5
     rows = [

@@ -30,7 +30,7 @@ from generate.recipe import free_path, recipe_beside, write_painting
 from generate.sample_config import SampleConfig
 from generate.tiles import decode_tiled, encode_tiled
 from generate.vqgan import VQGAN
-from segment.device import choose_device
+from segment.device import choose_device, has_fast_bfloat16
 
 Ids = NDArray[np.uint8]
 
@@ -226,6 +226,8 @@ def _paint(
     if config.guidance != 1:
         silent = encode_canvas(models, np.full_like(order.ids, OPEN), device)  # a mask that says nothing
         guidance = Guidance(config.guidance, silent)
+    if config.precision == "bfloat16" and not has_fast_bfloat16(device):
+        note("this processor has no bfloat16 of its own, so --precision int8 or float32 is quicker")
     decoder = Decoder(models.transformer, cast(Precision, config.precision))
     chance = Chance(config.temperature, config.top_k, config.seed)
     stride = 1 if config.stride == 1 else models.transformer.config.window // 2

@@ -39,7 +39,7 @@ class SampleConfig:
     )
     precision: str = setting(
         "float32",
-        "Of the transformer: bfloat16 is quicker, int8 (CPU only) the quickest.",
+        "Of the transformer: bfloat16 is quicker where the hardware has it, int8 (CPU only) the quickest.",
         choices=("float32", "bfloat16", "int8"),
     )
     out: Path | None = setting(None, "Folder for the paintings; samples/ of the workspace without.")

@@ -174,6 +174,17 @@ def test_more_paintings_than_go_together(
     assert np.array_equal(grids[0], grids[1])
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_slow_bfloat16_is_said(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr("generate.sample.has_fast_bfloat16", lambda device: fast)
+    words = ("--mask", "sub/one", "--precision", "bfloat16", "--out", str(tmp_path))
+    result = sample(workspace, *words)
+    assert result.exit_code == 0, result.stderr
+    assert ("--precision int8 or float32 is quicker" in result.stderr) is not fast
+
+
 def test_tokens_beyond_the_codebook_are_never_drawn(workspace: Workspace, tmp_path: Path) -> None:
     """A vocabulary may be larger than the painting's codebook, as the mask's tokens share it."""
     other = Workspace(tmp_path)
