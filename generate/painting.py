@@ -181,7 +181,8 @@ class _Canvas:
             self.tokens[:, self.painted] = given.tokens.to(mask_tokens)[self.painted]
         self.log_likelihood = torch.zeros(len(mask_tokens))
         self.side = decoder.config.window
-        most = max(1, SEQUENCES // (len(self.conditions) * len(self.tokens)))
+        self.each = len(self.conditions) * len(self.tokens)  # sequences of one window
+        most = max(1, SEQUENCES // self.each)
         self.schedule = Schedule(waves, self.painted.numpy(), self.side, most)
         self.kept = KeptSessions()
         self.rows = 0  # sequences under way
@@ -192,16 +193,16 @@ class _Canvas:
 
         A window begins as soon as what it may see is painted, and all windows under way share each pass.
         """
-        rows, running = len(self.conditions) * len(self.tokens), list[_Running]()  # sequences of one window
+        running: list[_Running] = []
         while True:
             # a GPU replays recorded passes, each of one session
             while not (running and self.decoder.rooms):
                 waiting = not any(one.asks for one in running)  # for one that had no room: now it gets some
-                group = self.schedule.next(SEQUENCES if waiting else (SEQUENCES - self.rows) // rows)
+                group = self.schedule.next(SEQUENCES if waiting else (SEQUENCES - self.rows) // self.each)
                 if group is None:
                     break
                 steps = self._paint_group(group)
-                running.append(_Running(steps, next(steps), rows * len(group.tasks)))
+                running.append(_Running(steps, next(steps), self.each * len(group.tasks)))
                 self.rows += running[-1].rows
             if not running:
                 return
@@ -271,12 +272,13 @@ class _Canvas:
         kept = self.kept.take((first.top, first.left)) if len(group.tasks) == 1 else None
         if kept is not None and kept.seen <= self.side**2 + group.places[0]:
             return kept
-        rows = len(self.conditions) * len(group.tasks) * len(self.tokens)
-        return self.decoder.session(rows, [self.side**2 + hole for hole in group.holes])
+        unknown = [self.side**2 + hole for hole in group.holes]
+        return self.decoder.session(self.each * len(group.tasks), unknown)
 
     def _windows(self, grid: Tensor, tasks: list[Task]) -> Tensor:
         """(B, h, w) -> (tasks B, side side), the windows of the tasks in raster order."""
-        return torch.cat([_cut(grid, task, self.side) for task in tasks])
+        cut = [grid[:, t.top : t.top + self.side, t.left : t.left + self.side].flatten(1) for t in tasks]
+        return torch.cat(cut)
 
     def _guide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """What tokens are drawn from, and what the mask alone tells: (tasks B, t, V) each."""
@@ -300,11 +302,6 @@ class _Canvas:
             rows, columns = (slice(start, start + self.side) for start in (task.top, task.left))
             self.tokens[:, rows, columns] = torch.where(there, windows, self.tokens[:, rows, columns])
             self.painted[rows, columns] |= there
-
-
-def _cut(grid: Tensor, task: Task, side: int) -> Tensor:
-    """(B, h, w) -> (B, side side), a task's window in raster order."""
-    return grid[:, task.top : task.top + side, task.left : task.left + side].flatten(1)
 
 
 def _fetched(tokens: Tensor, figures: Tensor) -> tuple[Tensor, Tensor]:
