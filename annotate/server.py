@@ -163,6 +163,7 @@ def _launch(workspace: Workspace, lock: int) -> subprocess.Popen[bytes]:
         _address(folder).unlink(missing_ok=True)
         port = _free_port(before["port"] if before else 0)
         secret = login(workspace)
+        _give_signing_key(folder)
         first = not (folder / "label_studio.sqlite3").exists()
         note("Starting Label Studio" + (" (the first time takes about half a minute)" if first else ""))
         server = [sys.executable, "-m", "label_studio.server", "start", "--no-browser"]
@@ -204,10 +205,20 @@ def _environment(folder: Path, secret: Login) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",
     }
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("LABEL_STUDIO_", "DJANGO_"))
-    }
+    theirs = ("LABEL_STUDIO_", "DJANGO_", "SECRET_KEY")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     return kept | ours
+
+
+def _give_signing_key(folder: Path) -> None:
+    """What the server signs logins and tokens with, in the file where it looks for it.
+
+    It would make one itself, and one in fifty of its own begins with $, which it takes for the name of another variable
+    and does not find again: each start makes another, and who was logged in no longer is.
+    Source: label_studio, core/utils/secret_key.py.
+    """
+    if not (folder / ".env").exists():
+        write_whole(folder / ".env", f"SECRET_KEY={secrets.token_hex(32)}\n", mode=0o600)
 
 
 def _banned_subnets() -> list[str]:

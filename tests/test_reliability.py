@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import Painter
+from signed_in import personal_access_token
 
 from annotate import connection, server
 from annotate.access import connect
@@ -118,23 +119,9 @@ def test_a_server_that_restarts_in_the_middle_is_waited_for(
 def signed(embedded: Workspace, token: str, seconds: float) -> str:
     """The same token with another end, signed by the server's own key: it does expire there."""
     lines = (embedded.studio_folder / ".env").read_text().splitlines()
-    # the last: a key that starts with $ is not found again, and each start of the server adds another
-    secret = [line.split("=", 1)[1] for line in lines if line.startswith("SECRET_KEY=")][-1]
+    (secret,) = (line.split("=", 1)[1] for line in lines if line.startswith("SECRET_KEY="))
     claims = jwt.decode(token, secret, algorithms=["HS256"])
     return jwt.encode(claims | {"exp": int(time.time() + seconds)}, secret, algorithm="HS256")
-
-
-def personal_access_token(embedded: Workspace) -> str:
-    """A token made as a person makes it, after logging in."""
-    running, login = server.running(embedded), server.login(embedded)
-    assert running is not None
-    with httpx.Client(base_url=running.url, headers={"Referer": running.url}) as client:
-        csrf = client.get("/user/login/").cookies["csrftoken"]
-        form = {"email": login.email, "password": login.password, "csrfmiddlewaretoken": csrf}
-        client.post("/user/login/", data=form)
-        made = client.post("/api/token/", headers={"X-CSRFToken": client.cookies["csrftoken"]})
-        assert made.status_code == 201, made.text
-        return str(made.json()["token"])
 
 
 @pytest.fixture

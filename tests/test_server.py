@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import CliRunner
+from signed_in import signed_in
 
 from annotate import server
 from annotate.commands import annotate
@@ -47,7 +48,7 @@ def test_the_embedded_server_is_private(embedded: Workspace) -> None:
     assert running.url.startswith("http://127.0.0.1:")
     folder = embedded.studio_folder
     assert folder.stat().st_mode & 0o777 == 0o700
-    for name in ("login.json", "server.log"):
+    for name in ("login.json", "server.log", ".env"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600, name
     login = server.login(embedded)
     log = (folder / "server.log").read_text()
@@ -64,6 +65,20 @@ def test_the_embedded_server_is_private(embedded: Workspace) -> None:
     )
     assert environment["COLLECT_ANALYTICS"] == environment["LATEST_VERSION_CHECK"] == "false"
     assert environment["SENTRY_DSN"] == environment["FRONTEND_SENTRY_DSN"] == ""
+
+
+@pytest.mark.server
+def test_whoever_is_logged_in_stays_so_when_the_server_starts_again(embedded: Workspace) -> None:
+    email = server.login(embedded).email
+    with signed_in(embedded) as client:
+        assert server.stop(embedded)
+        again = server.start(embedded)
+        assert again.url == client.base_url  # a bookmark goes on working, too
+        assert client.get("/api/current-user/whoami").json()["email"] == email
+    # one key, not another for each start, and none that the server takes for a variable's name
+    lines = (embedded.studio_folder / ".env").read_text().split()
+    assert len(lines) == 1
+    assert not lines[0].startswith("SECRET_KEY=$")
 
 
 @pytest.mark.server
@@ -182,7 +197,9 @@ def test_the_callers_own_label_studio_settings_stay_out(
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "theirs")
     monkeypatch.setenv("DJANGO_DB", "default")
+    monkeypatch.setenv("SECRET_KEY", "of another program")
     found = server._environment(tmp_path, server.login(Workspace(tmp_path)))
     assert "theirs" not in found.values()
     assert "DJANGO_DB" not in found
+    assert "SECRET_KEY" not in found
     assert found["LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK"] == "true"

@@ -7,10 +7,10 @@ import json
 import os
 from pathlib import Path
 
-import httpx
 import pytest
+from signed_in import personal_access_token
 
-from annotate import connection, server
+from annotate import connection
 from annotate.access import connect, embedded_or_configured
 from annotate.errors import UserError
 from annotate.workspace import Workspace
@@ -20,19 +20,6 @@ from bench.proxy import Fault, faulty
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "FIRST_WAIT", 0.01)
-
-
-def personal_access_token(embedded: Workspace) -> str:
-    """A new token, made as a person does it, after logging in."""
-    running, login = server.running(embedded), server.login(embedded)
-    assert running is not None
-    with httpx.Client(base_url=running.url, headers={"Referer": running.url}) as client:
-        csrf = client.get("/user/login/").cookies["csrftoken"]
-        form = {"email": login.email, "password": login.password, "csrfmiddlewaretoken": csrf}
-        assert client.post("/user/login/", data=form).status_code == 302
-        made = client.post("/api/token/", headers={"X-CSRFToken": client.cookies["csrftoken"]})
-        assert made.status_code == 201, made.text
-        return str(made.json()["token"])
 
 
 @pytest.mark.server
