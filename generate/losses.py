@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HEAVIEST = 10.0  # weight of a pixel: a few stray ones shall not rule
+
 
 def detail_loss(reconstruction: Tensor, painting: Tensor, levels: int = 3) -> Tensor:
     """Mean L1 distance of the bands of a Laplacian pyramid; keeps the edges of strokes where they are.
@@ -78,14 +80,32 @@ def class_wise_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, one_hot.to(logits.dtype))
 
 
-def pixel_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of the classes against each other.
+def pixel_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the classes against each other, averaged over pixels.
 
     Args:
         logits: (B, K, H, W).
         target: (B, H, W) channel numbers, int64.
+        weights: (K,) of the pixels of each class; all 1 without.
     """
-    return F.cross_entropy(logits, target)
+    return F.cross_entropy(logits, target, weights, reduction="none").mean()
+
+
+def balanced_weights(pixels: Tensor) -> Tensor:
+    """Weights with which all classes have the same share of the loss, whatever they cover; the mean pixel weighs 1.
+
+    Street lights cover a hundredth of a painting: unweighted, codes that leave them out lose next to nothing.
+
+    Args:
+        pixels: (K,) how many each class has; one that has none weighs 1.
+
+    Returns:
+        (K,) float32, at most `HEAVIEST`.
+    """
+    there = pixels > 0
+    share = pixels.double() / pixels.sum()
+    weights = 1 / (share * there.sum()).clamp(min=1e-12)
+    return torch.where(there, weights, 1.0).clamp(max=HEAVIEST).float()
 
 
 def next_token_loss(logits: Tensor, painting_tokens: Tensor) -> Tensor:

@@ -136,8 +136,9 @@ class MaskCodesSettings(CodesSettings):
     )
     loss: str = setting(
         "class-wise",
-        "class-wise: each class against the rest, as the paper; pixel: the classes against each other.",
-        choices=("class-wise", "pixel"),
+        "class-wise: each class against the rest, as the paper; pixel: the classes against each other; balanced: the "
+        "same, with a rare class weighing as much as a common one.",
+        choices=("class-wise", "pixel", "balanced"),
     )
 
     def vqgan(self) -> VQGANConfig:
@@ -255,7 +256,7 @@ PAINTING_CODES = {
 }
 MASK_CODES = {
     "small": MaskCodesSettings(
-        steps=300, start_codebook=100, save_every=150, loss="pixel", open_part=0.2, **_SMALL_CODES
+        steps=300, start_codebook=100, save_every=150, loss="balanced", open_part=0.2, **_SMALL_CODES
     ),
     "seed": MaskCodesSettings(steps=100_000, open_part=0.2, **_SEED_CODES),
 }

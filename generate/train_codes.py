@@ -19,12 +19,12 @@ from annotate.workspace import Workspace
 from generate.augment import augment
 from generate.checkpoint import save_model
 from generate.codebook import CodebookUse, k_means
-from generate.conditioning import OpenedMasks
+from generate.conditioning import OPEN, OpenedMasks
 from generate.config import VQGANConfig
 from generate.data import Crops, Picture, held_out_keys, load_masks, load_pictures, to_image
 from generate.discriminator import PatchDiscriminator, hinge_loss
 from generate.grid import SHOWN, draw_masks, draw_paintings
-from generate.losses import adversarial_sum, class_wise_loss, detail_loss, pixel_loss
+from generate.losses import adversarial_sum, balanced_weights, class_wise_loss, detail_loss, pixel_loss
 from generate.perceptual import find_perceptual
 from generate.presets import CodesSettings, MaskCodesSettings, PaintingCodesSettings
 from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
@@ -193,14 +193,22 @@ class MaskStage(CodesStage):
     """Cross-entropy over the classes that occur. The net in training has only their channels; see `expand`."""
 
     def __init__(
-        self, net: VQGAN, crops: Dataset[Any], config: MaskCodesSettings, mark: str, present: Sequence[int]
+        self,
+        net: VQGAN,
+        crops: Dataset[Any],
+        config: MaskCodesSettings,
+        mark: str,
+        present: Sequence[int],
+        weights: Tensor | None,
     ) -> None:
         super().__init__(net, crops, config, mark)
         table = torch.zeros(256, dtype=torch.int64)
         table[list(present)] = torch.arange(len(present))
         self.register_buffer("channel", table, persistent=False)  # of a shifted id
         self.channel: Tensor
-        self.cost = pixel_loss if config.loss == "pixel" else class_wise_loss
+        self.class_wise = config.loss == "class-wise"
+        self.register_buffer("weights", weights, persistent=False)  # of a channel's pixels
+        self.weights: Tensor | None
         self.draw: Callable[[VQGAN], None] | None = None
 
     def draw_grid(self) -> None:
@@ -215,7 +223,10 @@ class MaskStage(CodesStage):
     def losses(self, batch: Sequence[Tensor]) -> Figures:
         logits, codebook = self.reconstruct(self.input(batch))
         target = self.channel[batch[0].long()]
-        cost = self.cost(logits.float(), target)
+        if self.class_wise:
+            cost = class_wise_loss(logits.float(), target)
+        else:
+            cost = pixel_loss(logits.float(), target, self.weights)
         right = (logits.detach().argmax(1) == target).float().mean()
         return {"loss": cost + codebook, "cross_entropy": cost, "right": right, "codebook": codebook}
 
@@ -297,12 +308,15 @@ def train_mask_codes(
     if found is not None:
         return CodesResult(**{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0})
     crops = _crops(masks, config)
-    present = sorted(set().union({0}, *(np.unique(one.read()).tolist() for one in masks)))
+    pixels = np.sum([np.bincount(one.read().ravel(), minlength=256) for one in masks], axis=0)
+    pixels[OPEN] = 0  # the crops say how many are opened
+    present = [OPEN, *np.flatnonzero(pixels).tolist()]
     torch.manual_seed(config.seed)
     sizes = config.vqgan().to_dict() | {"in_channels": len(present), "out_channels": len(present)}
     net = VQGAN(VQGANConfig.from_dict(sizes))
     opened = OpenedMasks(crops, config.open_part, config.seed)
-    stage = MaskStage(net, opened, config, mark, present)
+    weights = balanced_weights(torch.from_numpy(pixels[present])) if config.loss == "balanced" else None
+    stage = MaskStage(net, opened, config, mark, present, weights)
     stage.draw = lambda compact: draw_masks(
         workspace, masks[:SHOWN], expand(compact, present, config.n_labels)
     )

@@ -51,7 +51,7 @@ SIZES: dict[str, Any] = {
     "save_every": 4,
 }
 PAINTING = PaintingCodesSettings(steps=10, start_codebook=3, revive_every=2, perceptual="none", **SIZES)
-MASK = MaskCodesSettings(steps=10, start_codebook=3, revive_every=2, loss="pixel", open_part=0.3, **SIZES)
+MASK = MaskCodesSettings(steps=10, start_codebook=3, revive_every=2, loss="balanced", open_part=0.3, **SIZES)
 TOKENS = Transformer(
     steps=10, layers=2, heads=2, width=32, window=4, views=2, dropout=0.1, token_dropout=0.1,
     smallest_side=0, crop=16, batch=2, precision="float32", save_every=4, warmup=2,

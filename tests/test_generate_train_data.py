@@ -18,7 +18,15 @@ from generate.augment import augment, cut_out, recolour, translate
 from generate.codebook import CodebookUse, k_means
 from generate.data import Crops, Stretches, held_out_keys, load_masks, load_pictures, scale, scaled_size
 from generate.discriminator import PatchDiscriminator, hinge_loss
-from generate.losses import adversarial_sum, class_wise_loss, detail_loss, next_token_loss
+from generate.losses import (
+    HEAVIEST,
+    adversarial_sum,
+    balanced_weights,
+    class_wise_loss,
+    detail_loss,
+    next_token_loss,
+    pixel_loss,
+)
 from generate.perceptual import PerceptualLoss, find_perceptual
 
 
@@ -121,6 +129,17 @@ def test_class_wise_loss_is_the_mean_over_pixels_and_classes() -> None:
     assert float(class_wise_loss(logits, torch.zeros(1, 1, 1, dtype=torch.int64))) == pytest.approx(
         sum(each) / 3, abs=1e-6
     )
+
+
+def test_balanced_every_class_has_the_same_share_of_the_loss() -> None:
+    target = torch.tensor([1] * 60 + [2] * 30 + [3] * 10).view(1, 10, 10)
+    weights = balanced_weights(torch.bincount(target.flatten()))
+    logits = torch.zeros(1, 4, 10, 10)
+    shares = [float(pixel_loss(logits, target, weights * (torch.arange(4) == n))) for n in range(4)]
+    assert shares == pytest.approx([0] + 3 * [math.log(4) / 3], abs=1e-6)
+    assert float(weights[0]) == 1  # of what never occurs
+    assert float(pixel_loss(logits, target, weights)) == pytest.approx(math.log(4))
+    assert float(balanced_weights(torch.tensor([10_000, 1]))[1]) == HEAVIEST
 
 
 def test_position_before_a_painting_token_predicts_it() -> None:
