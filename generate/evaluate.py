@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from annotate.classes import UNLABELLED, ClassTable
 from annotate.errors import UserError
 from annotate.files import read_json, write_whole
 from annotate.masks import Encoding, mask_encoding, mask_texts, read_mask, shift, unshift, write_mask
@@ -42,7 +43,7 @@ from segment.device import choose_device
 from segment.model import WEIGHTS as DEEPLAB_WEIGHTS
 from segment.model import Segmenter, load
 from segment.predict import predict_map
-from segment.scores import confusion, score
+from segment.scores import Scores, confusion, score
 
 ENCODED = 40  # paintings learnt from that measure the use of the codebooks
 COPIES = 64  # planted copies that say what a copy looks like through the codes
@@ -84,6 +85,7 @@ def evaluate(workspace: Workspace, config: EvaluateConfig, device: str = "auto")
         report=str(workspace.reports / "generate-evaluate.html"),
         samples=len(painted),
         reconstruction=_reconstruction(originals, rebuilt, find_perceptual(config.perceptual)),
+        masks=_masks_kept(held, tokens, models, workspace.settings().classes),
         painting_codebook=_codebook(known + tokens, 1, models.painting_codes.config.codebook_size),
         mask_codebook=_codebook(known + tokens, 0, models.mask_codes.config.codebook_size),
         likelihood=_likelihood(models, tokens, side),
@@ -219,6 +221,23 @@ def _reconstruction(
                 far.append(float(lpips(y, x)))
     mean = (float(np.mean(one)) if one else None for one in (psnr, ssim, far))
     return Reconstruction(len(originals), next(mean) or 0.0, next(mean) or 0.0, next(mean))
+
+
+@torch.no_grad()
+def _masks_kept(
+    held: Sequence[tuple[Picture, Picture]], tokens: Sequence[Tokens], models: Models, classes: ClassTable
+) -> Scores:
+    """What the mask codes keep of each class: what they lose, nobody can compose with."""
+    index = np.full(256, UNLABELLED, np.uint8)  # of a shifted id
+    index[np.asarray(classes.ids) + 1] = np.arange(len(classes))
+    place = models.mask_codes.quantize.embedding.weight.device
+    matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
+    for (_, mask), one in zip(held, tokens, strict=True):
+        logits = models.mask_codes.decode_indices(one.views[0][0][None].to(place))  # (1, n_labels, H, W)
+        said = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+        asked = unshift(_cut_like(mask.read(), said))
+        matrix += confusion(classes.to_index(asked), index[said], len(classes))
+    return score(matrix, classes.names)
 
 
 def _codebook(tokens: Sequence[Tokens], row: int, size: int) -> CodebookFigures:

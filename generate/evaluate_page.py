@@ -74,6 +74,7 @@ def _figures(result: EvaluateResult) -> str:
         "the same without a mask": f"{likely.without_mask:.2f}",
         "PSNR of reconstructions, dB": f"{result.reconstruction.psnr:.1f}",
         "SSIM of reconstructions": f"{result.reconstruction.ssim:.3f}",
+        "mIoU of masks through their codes": f"{result.masks.miou:.3f}",
     }
     if result.reconstruction.lpips is not None:
         figures["LPIPS of reconstructions"] = f"{result.reconstruction.lpips:.3f}"
@@ -184,4 +185,6 @@ def _reconstruction(result: EvaluateResult, rebuilt: Sequence[tuple[Pixels, Pixe
         pictures(("painting", shrink(a, WIDTH)), ("through the codes", shrink(b, WIDTH)))
         for a, b in rebuilt[: ROWS // 3]
     ]
-    return section("What the codes keep", text, *parts)
+    masks = "Of held-out masks, what the mask codes keep: a class that they lose cannot be composed with."
+    kept = table(("class", "IoU through the codes"), [(one.name, one.iou) for one in result.masks.classes])
+    return section("What the codes keep", text, *parts) + section("What the mask codes keep", masks, kept)

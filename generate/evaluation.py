@@ -68,6 +68,7 @@ class EvaluateResult:
     report: str
     samples: int
     reconstruction: Reconstruction
+    masks: Scores  # held-out masks through the mask codes and back, against what they were
     painting_codebook: CodebookFigures
     mask_codebook: CodebookFigures
     likelihood: Likelihood
@@ -85,6 +86,7 @@ def summary(result: EvaluateResult) -> str:
     lpips = "" if back.lpips is None else f", LPIPS {back.lpips:.3f}"
     lines = [
         f"reconstruction of {back.paintings} held-out paintings: PSNR {back.psnr:.1f} dB, SSIM {back.ssim:.3f}{lpips}",
+        f"masks through the codes: {_kept(result.masks)}",
         f"codebooks: {_use(result.painting_codebook)} of the paintings, {_use(result.mask_codebook)} of the masks",
         f"likelihood: {likely.bits_per_token:.2f} bits a token, {likely.without_mask:.2f} without a mask",
         "sliced Wasserstein: "
@@ -101,6 +103,12 @@ def summary(result: EvaluateResult) -> str:
         f"{len(near.copies)} copies below {near.threshold.value:.2f}"
     )
     return "\n".join([*lines, result.report])
+
+
+def _kept(masks: Scores) -> str:
+    there = [(one.iou, one.name) for one in masks.classes if one.iou is not None and one.pixels]
+    iou, name = min(there)
+    return f"mIoU {masks.miou:.3f}, least {name} {iou:.3f}"
 
 
 def _use(one: CodebookFigures) -> str:

@@ -20,7 +20,7 @@ from toy_paintings import toy_workspace
 
 from annotate.masks import Encoding, read_mask, unshift
 from annotate.workspace import Workspace
-from generate.checkpoint import load_gpt
+from generate.checkpoint import load_gpt, load_vqgan
 from generate.commands import generate
 from generate.likelihood import even_windows, nats_a_token
 from generate.originality import Crop, Neighbour, copy_threshold, cut, grid_crops, nearest_crops
@@ -185,6 +185,21 @@ def test_figures_are_those_of_the_pictures_on_disk(trained: Workspace) -> None:
         matrix += confusion(segmenter.classes.to_index(asked), predict_map(segmenter, pixels)[0], len(names))
     assert found["fidelity"]["samples"]["miou"] == pytest.approx(score(matrix, names).miou)
     assert found["fidelity"]["labelled_by_it"] == 0
+
+
+def test_what_the_mask_codes_keep_is_what_they_draw_again(trained: Workspace) -> None:
+    found, codes = trained.report("generate-evaluate"), load_vqgan(trained.model("mask-codes"), "")[0]
+    assert found is not None
+    classes = trained.settings().classes
+    matrix = np.zeros((len(classes), len(classes) + 1), np.int64)
+    for key in ("toy 3", "toy 4"):
+        ids = read_mask(trained.mask("shifted", key), Encoding.SHIFTED)
+        with torch.no_grad():
+            tokens = codes.encode_mask(torch.from_numpy(ids)[None]).indices
+            again = codes.decode_indices(tokens)[0].argmax(0).numpy().astype(np.uint8)
+        asked, drawn = (classes.to_index(unshift(one)) for one in (ids, again))
+        matrix += confusion(asked, drawn, len(classes))
+    assert found["masks"]["miou"] == pytest.approx(score(matrix, classes.names).miou)
 
 
 def test_likelihood_of_a_model_without_opinion_is_that_of_chance(trained: Workspace) -> None:
