@@ -47,7 +47,7 @@ PAINTING = replace(
     start_codebook=STEPS[0] // 5, revive_every=25, save_every=STEPS[0],
 )  # fmt: skip
 MASK = replace(
-    MASK_CODES["seed"], **LEARN, steps=STEPS[1], batch=8, lr=5e-4, loss="pixel", start_codebook=STEPS[1] // 4,
+    MASK_CODES["seed"], **LEARN, steps=STEPS[1], batch=8, lr=5e-4, loss="balanced", start_codebook=STEPS[1] // 4,
     revive_every=25, save_every=STEPS[1],
 )  # fmt: skip
 TOKENS = replace(

@@ -196,6 +196,7 @@ def _paint(
             count=config.samples,
             temperature=config.temperature,
             top_k=config.top_k,
+            guidance=config.guidance,
             seed=config.seed,
             out=folder,
             check=False,  # these masks are the workspace's own
