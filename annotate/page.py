@@ -78,7 +78,10 @@ def cards(figures: Mapping[str, str]) -> str:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str | float | int | None]]) -> str:
     """A table of plain text and numbers; floats of a share (0 to 1) get a bar."""
-    head = "".join(f"<th>{escape(one)}</th>" for one in headers)
+    rows = list(rows)
+    texts = {n for row in rows for n, one in enumerate(row) if isinstance(one, str)}  # columns
+    kinds = ["" if n in texts or not rows else ' class="n"' for n in range(len(headers))]
+    head = "".join(f"<th{kind}>{escape(one)}</th>" for one, kind in zip(headers, kinds, strict=True))
     body = "".join("<tr>" + "".join(_cell(one) for one in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

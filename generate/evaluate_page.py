@@ -83,7 +83,7 @@ def _figures(result: EvaluateResult) -> str:
         figures["mIoU of the real paintings"] = f"{result.fidelity.paintings.miou:.3f}"
     figures["copies among the new paintings"] = str(len(near.copies))
     rows = [
-        (name, one.used, one.rows, f"{one.perplexity:.0f}")
+        (name, one.used, one.rows, round(one.perplexity))
         for name, one in (("paintings", result.painting_codebook), ("masks", result.mask_codebook))
     ]
     use = table(("codebook of the", "rows used", "rows", "perplexity"), rows)

@@ -30,6 +30,7 @@ from generate.presets import CodesSettings, MaskCodesSettings, PaintingCodesSett
 from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
 from generate.vqgan import VQGAN
 
+LOST = 0.1  # IoU of a class through the mask codes, below which it is as good as gone
 STARTERS = 64  # crops whose vectors k-means starts the codebook from
 
 
@@ -209,6 +210,10 @@ class MaskStage(CodesStage):
         self.class_wise = config.loss == "class-wise"
         self.register_buffer("weights", weights, persistent=False)  # of a channel's pixels
         self.weights: Tensor | None
+        count = len(present)
+        # pixels by class and what the codes make of them, in the last tenth
+        self.register_buffer("seen", torch.zeros(count * count, dtype=torch.int64), persistent=False)
+        self.seen: Tensor
         self.draw: Callable[[VQGAN], None] | None = None
 
     def draw_grid(self) -> None:
@@ -227,8 +232,17 @@ class MaskStage(CodesStage):
             cost = class_wise_loss(logits.float(), target)
         else:
             cost = pixel_loss(logits.float(), target, self.weights)
-        right = (logits.detach().argmax(1) == target).float().mean()
+        said = logits.detach().argmax(1)
+        if self.done >= 0.9 * self.config.steps:
+            pairs = (target * logits.shape[1] + said).flatten()
+            self.seen += torch.bincount(pairs, minlength=len(self.seen))
+        right = (said == target).float().mean()
         return {"loss": cost + codebook, "cross_entropy": cost, "right": right, "codebook": codebook}
+
+    def kept(self) -> Tensor:
+        """(K,) IoU of each channel through the codes; NaN where there was nothing of it."""
+        seen = self.seen.view(self.net.config.in_channels, -1).double()
+        return seen.diag() / (seen.sum(0) + seen.sum(1) - seen.diag())
 
 
 def expand(net: VQGAN, present: Sequence[int], n_labels: int) -> VQGAN:
@@ -324,7 +338,17 @@ def train_mask_codes(
     result = _result(folder, stage, "cross_entropy", len(masks), watch)
     full = expand(stage.net, present, config.n_labels)
     about = {"losses": [f"{config.loss} cross-entropy"], "shifted_ids": present}
-    _save(workspace, "mask", stage, full, result, about | {"classes": workspace.settings().classes.as_list()})
+    classes = workspace.settings().classes
+    _save(workspace, "mask", stage, full, result, about | {"classes": classes.as_list()})
+    kept = dict(zip(present, stage.kept().tolist(), strict=True))
+    lost = [
+        f"{one.name} (IoU {kept[one.id + 1]:.2f})"
+        for one in classes.classes
+        if kept.get(one.id + 1, 1) < LOST
+    ]
+    if lost:
+        more = "--loss balanced or more --steps" if weights is None else "more --steps or --codebook-size"
+        note(f"the codes lose {', '.join(lost)}, which masks then cannot ask for; {more} may keep it")
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from toy_paintings import toy_workspace
 
 from annotate.errors import UserError
-from annotate.masks import Encoding, write_mask
+from annotate.masks import Encoding, read_mask, write_mask
 from annotate.workspace import Workspace
 from generate.checkpoint import load_vqgan
 from generate.commands import generate
@@ -126,7 +127,9 @@ def test_painting_codes_overfit(tmp_path: Path) -> None:
     assert np.abs(pixels[:16] - pixels[16:]).mean() < 20
 
 
-def test_mask_codes_overfit_and_say_no_class_that_never_occurred(tmp_path: Path) -> None:
+def test_mask_codes_overfit_and_say_no_class_that_never_occurred(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workspace = toy_workspace(tmp_path, count=3, size=(16, 24))
     config = replace(MASK, steps=100, start_codebook=30, lr=3e-3, open_part=0.0)
     result = train_mask_codes(workspace, config, "cpu")
@@ -136,6 +139,23 @@ def test_mask_codes_overfit_and_say_no_class_that_never_occurred(tmp_path: Path)
     assert checkpoint.config["shifted_ids"] == [0, 149, 178]
     said = codes.decode_indices(torch.arange(16).view(1, 4, 4)).argmax(1)
     assert set(np.unique(said)) <= {0, 149, 178}
+    assert "lose" not in capsys.readouterr().err
+
+
+def test_a_class_that_the_mask_codes_lose_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = toy_workspace(tmp_path, count=3, size=(16, 24))
+    for key in workspace.keys_with_mask("shifted"):
+        ids = read_mask(workspace.mask("shifted", key), Encoding.SHIFTED).copy()
+        ids[3::8, 3::8] = 130  # lamps of a single pixel
+        write_mask(workspace.mask("shifted", key), ids, Encoding.SHIFTED)
+    config = replace(MASK, steps=40, start_codebook=10, lr=3e-3, open_part=0.0, loss="pixel")
+    train_mask_codes(workspace, config, "cpu")
+    said = capsys.readouterr().err
+    assert re.search(
+        r"the codes lose .*street light \(IoU 0\.0\d\), .*; --loss balanced or more --steps", said
+    )
 
 
 def test_expanded_mask_codes_give_the_compact_ones_numbers() -> None:
