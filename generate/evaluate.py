@@ -236,8 +236,7 @@ def _masks_kept(
     for (_, mask), one in zip(held, tokens, strict=True):
         logits = models.mask_codes.decode_indices(one.views[0][0][None].to(place))  # (1, n_labels, H, W)
         said = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
-        asked = unshift(_cut_like(mask.read(), said))
-        matrix += confusion(classes.to_index(asked), index[said], len(classes))
+        matrix += confusion(index[_cut_like(mask.read(), said)], index[said], len(classes))
     return score(matrix, classes.names)
 
 

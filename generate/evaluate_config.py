@@ -26,5 +26,7 @@ class EvaluateConfig:
     perceptual: str = setting("auto", "VGG16 weights for LPIPS: a file, auto, fetch or none, as in training.")
     temperature: float = setting(0.7, "Of the new paintings.", low=0.01)
     top_k: int = setting(10, "Tokens that may be drawn for them.", low=1)
-    guidance: float = setting(1.0, "How far they are led towards their masks, as in sampling.", low=0.0)
+    guidance: float = setting(
+        1.0, "How far they are led towards their masks, as in sampling.", low=0.0, high=100.0
+    )
     seed: int = setting(0, "Start of the random numbers.", low=0, high=2**31)

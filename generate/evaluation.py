@@ -107,7 +107,7 @@ def summary(result: EvaluateResult) -> str:
 
 def _kept(masks: Scores) -> str:
     there = [(one.iou, one.name) for one in masks.classes if one.iou is not None and one.pixels]
-    iou, name = min(there)
+    iou, name = min(there, default=(0.0, "nothing"))
     return f"mIoU {masks.miou:.3f}, least {name} {iou:.3f}"
 
 

@@ -341,14 +341,10 @@ def train_mask_codes(
     classes = workspace.settings().classes
     _save(workspace, "mask", stage, full, result, about | {"classes": classes.as_list()})
     kept = dict(zip(present, stage.kept().tolist(), strict=True))
-    lost = [
-        f"{one.name} (IoU {kept[one.id + 1]:.2f})"
-        for one in classes.classes
-        if kept.get(one.id + 1, 1) < LOST
-    ]
-    if lost:
+    found_again = [(one.name, kept.get(one.id + 1, 1.0)) for one in classes.classes]
+    if lost := ", ".join(f"{name} (IoU {iou:.2f})" for name, iou in found_again if iou < LOST):
         more = "--loss balanced or more --steps" if weights is None else "more --steps or --codebook-size"
-        note(f"the codes lose {', '.join(lost)}, which masks then cannot ask for; {more} may keep it")
+        note(f"the codes lose {lost}, which masks then cannot ask for; {more} may keep it")
     return result
 
 
