@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -24,9 +23,8 @@ from safetensors.torch import load_file
 from toy_paintings import toy_workspace
 
 from annotate.errors import UserError
-from annotate.masks import Encoding, read_mask, write_mask
+from annotate.masks import Encoding, write_mask
 from annotate.workspace import Workspace
-from generate.checkpoint import load_vqgan
 from generate.commands import generate
 from generate.config import SEED_MASK_CODES, SEED_PAINTING_CODES, SEED_TRANSFORMER
 from generate.gpt import GPT
@@ -35,7 +33,7 @@ from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER, MaskCodesS
 from generate.presets import TransformerSettings as Transformer
 from generate.tokens import Tokens, Windows
 from generate.train import STATE, Stage, fit_stage
-from generate.train_codes import MaskStage, expand, train_mask_codes, train_painting_codes
+from generate.train_codes import MaskStage, train_mask_codes, train_painting_codes
 from generate.train_transformer import TransformerStage, train_transformer
 from generate.vqgan import VQGAN
 from generate.working_copies import CopiedAdamW
@@ -125,51 +123,6 @@ def test_painting_codes_overfit(tmp_path: Path) -> None:
         assert grid.size == (32, 32)
         pixels = np.asarray(grid, dtype=float)
     assert np.abs(pixels[:16] - pixels[16:]).mean() < 20
-
-
-def test_mask_codes_overfit_and_say_no_class_that_never_occurred(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    workspace = toy_workspace(tmp_path, count=3, size=(16, 24))
-    config = replace(MASK, steps=100, start_codebook=30, lr=3e-3, open_part=0.0)
-    result = train_mask_codes(workspace, config, "cpu")
-    assert result.loss < 0.1
-    codes, checkpoint = load_vqgan(workspace.model("mask-codes"), "")
-    assert codes.config.in_channels == codes.config.out_channels == 182
-    assert checkpoint.config["shifted_ids"] == [0, 149, 178]
-    said = codes.decode_indices(torch.arange(16).view(1, 4, 4)).argmax(1)
-    assert set(np.unique(said)) <= {0, 149, 178}
-    assert "lose" not in capsys.readouterr().err
-
-
-def test_a_class_that_the_mask_codes_lose_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    workspace = toy_workspace(tmp_path, count=3, size=(16, 24))
-    for key in workspace.keys_with_mask("shifted"):
-        ids = read_mask(workspace.mask("shifted", key), Encoding.SHIFTED).copy()
-        ids[3::8, 3::8] = 130  # lamps of a single pixel
-        write_mask(workspace.mask("shifted", key), ids, Encoding.SHIFTED)
-    config = replace(MASK, steps=40, start_codebook=10, lr=3e-3, open_part=0.0, loss="pixel")
-    train_mask_codes(workspace, config, "cpu")
-    said = capsys.readouterr().err
-    assert re.search(
-        r"the codes lose .*street light \(IoU 0\.0\d\), .*; --loss balanced or more --steps", said
-    )
-
-
-def test_expanded_mask_codes_give_the_compact_ones_numbers() -> None:
-    torch.manual_seed(0)
-    compact = VQGAN(replace(MASK, n_labels=3).vqgan()).eval()
-    full = expand(compact, [0, 149, 178], 182)
-    channels = torch.randint(3, (1, 12, 20))
-    one_hot = torch.nn.functional.one_hot(channels, 3).permute(0, 3, 1, 2).float()
-    ids = torch.tensor([0, 149, 178])[channels]
-    assert torch.allclose(full.prequantised_mask(ids), compact.prequantised(one_hot), atol=1e-5)
-    tokens = torch.randint(16, (1, 3, 5))
-    assert torch.allclose(
-        full.decode_indices(tokens)[:, [0, 149, 178]], compact.decode_indices(tokens), atol=1e-5
-    )
 
 
 def test_transformer_overfits_a_batch(tmp_path: Path) -> None:
