@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from generate.wasserstein import laplacian_bands
+
 HEAVIEST = 10.0  # weight of a pixel: a few stray ones shall not rule
 
 
@@ -20,14 +22,9 @@ def detail_loss(reconstruction: Tensor, painting: Tensor, levels: int = 3) -> Te
 
     Source: Bojanowski et al. 2018 (GLO), section 3.2, there with weights that grow with the scale.
     """
-    difference = reconstruction - painting  # the pyramid is linear: one of the difference is enough
-    total = difference.new_zeros(())
-    for _ in range(levels):
-        coarse = F.avg_pool2d(difference, 2, ceil_mode=True, count_include_pad=False)
-        band = difference - F.interpolate(coarse, difference.shape[-2:])
-        total = total + band.abs().mean()
-        difference = coarse
-    return total
+    # the pyramid is linear: one of the difference is enough
+    bands = laplacian_bands(reconstruction - painting, levels + 1)[:-1]
+    return torch.stack([band.abs().mean() for band in bands]).sum()
 
 
 def adversarial_sum(

@@ -98,6 +98,13 @@ class PaintingCodesSettings(CodesSettings):
     """How the painting codes are trained."""
 
     detail: float = setting(1.0, "Weight of the Laplacian pyramid's L1, beside plain L1.", low=0.0)
+    texture: float = setting(
+        0.0,
+        "Weight of the distance between the patches of small areas, as distributions: strokes like the painter's, "
+        "wherever in the area they lie.",
+        low=0.0,
+        source="arXiv:2006.07229",
+    )
     perceptual: str = setting(
         "auto",
         "VGG16 weights of the perceptual loss: a file, auto (those that torchvision has fetched before), "
@@ -244,7 +251,9 @@ _SMALL_CODES: dict[str, Any] = {
 }
 
 PAINTING_CODES = {
-    "small": PaintingCodesSettings(steps=1200, start_codebook=250, save_every=200, **_SMALL_CODES),
+    "small": PaintingCodesSettings(
+        steps=1200, start_codebook=250, save_every=200, detail=0.3, texture=4.0, **_SMALL_CODES
+    ),
     "seed": PaintingCodesSettings(
         steps=1_000_000,
         detail=0.0,

@@ -23,10 +23,12 @@ from generate.conditioning import OPEN, OpenedMasks
 from generate.config import VQGANConfig
 from generate.data import Crops, Picture, held_out_keys, load_masks, load_pictures, to_image
 from generate.discriminator import PatchDiscriminator, hinge_loss
+from generate.expand import expand
 from generate.grid import SHOWN, draw_masks, draw_paintings
 from generate.losses import adversarial_sum, balanced_weights, class_wise_loss, detail_loss, pixel_loss
 from generate.perceptual import find_perceptual
 from generate.presets import CodesSettings, MaskCodesSettings, PaintingCodesSettings
+from generate.texture import texture_loss
 from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
 from generate.vqgan import VQGAN
 
@@ -110,7 +112,7 @@ class CodesStage(Stage):
 
 
 class PaintingStage(CodesStage):
-    """L1, the pyramid's L1, the perceptual loss where there are weights, the adversarial loss where asked for."""
+    """L1, the pyramid's L1, its patches as distributions, the perceptual loss where there are weights, the adversarial one."""
 
     def __init__(
         self, net: VQGAN, crops: Crops, config: PaintingCodesSettings, mark: str, grid: Path
@@ -159,6 +161,8 @@ class PaintingStage(CodesStage):
         loss = l1
         if self.painting.detail:
             loss = loss + self.painting.detail * detail_loss(y, x)
+        if self.painting.texture:
+            loss = loss + self.painting.texture * texture_loss(y, x)
         if self.perceptual[0] is not None:
             loss = loss + self.painting.perceptual_weight * self.perceptual[0].to(y.device)(y, x)
         return loss, l1
@@ -245,36 +249,6 @@ class MaskStage(CodesStage):
         return seen.diag() / (seen.sum(0) + seen.sum(1) - seen.diag())
 
 
-def expand(net: VQGAN, present: Sequence[int], n_labels: int) -> VQGAN:
-    """A mask VQGAN of `n_labels` channels from one that has only the channels of `present`.
-
-    A class that never occurred feeds nothing into the encoder, and the decoder never says it: the same as if all
-    channels had been trained, at a fraction of the work.
-
-    Args:
-        present: the shifted id of each channel of `net`.
-    """
-    sizes = net.config.to_dict() | {"in_channels": n_labels, "out_channels": n_labels}
-    full, place = VQGAN(VQGANConfig.from_dict(sizes)), net.encoder.conv_in.weight.device
-    state = {name: value.detach().cpu() for name, value in net.state_dict().items()}
-    wanted = full.state_dict()
-    entry = torch.zeros_like(wanted["encoder.conv_in.weight"])  # (C, n_labels, 3, 3)
-    entry[:, list(present)] = state["encoder.conv_in.weight"]
-    weight = torch.zeros_like(wanted["decoder.conv_out.weight"])  # (n_labels, C, 3, 3)
-    weight[list(present)] = state["decoder.conv_out.weight"]
-    bias = torch.full_like(wanted["decoder.conv_out.bias"], -20.0)  # (n_labels,)
-    bias[list(present)] = state["decoder.conv_out.bias"]
-    full.load_state_dict(
-        state
-        | {
-            "encoder.conv_in.weight": entry,
-            "decoder.conv_out.weight": weight,
-            "decoder.conv_out.bias": bias,
-        }
-    )
-    return full.to(place).eval()
-
-
 def train_painting_codes(
     workspace: Workspace, config: PaintingCodesSettings, device: str = "auto", again: bool = False
 ) -> CodesResult:
@@ -299,7 +273,7 @@ def train_painting_codes(
     grid = workspace.reports / "generate-train-painting.png"
     stage = PaintingStage(VQGAN(config.vqgan()), crops, config, mark, grid)
     fit_stage(stage, crops, folder, device, "Training the painting codes")
-    losses = ["l1", *(["laplacian"] if config.detail else [])]
+    losses = ["l1", *(["laplacian"] if config.detail else []), *(["texture"] if config.texture else [])]
     losses += ["perceptual (VGG16)"] if stage.perceptual[0] is not None else []
     losses += ["adversarial"] if config.adversarial and config.steps > config.adversarial_start else []
     result = _result(folder, stage, "l1", len(pictures), watch)

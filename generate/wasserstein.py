@@ -50,7 +50,7 @@ def sliced_wasserstein(
 
 
 def laplacian_bands(image: Tensor, levels: int) -> list[Tensor]:
-    """Bands of (1, 3, H, W), finest first; the last one is what is left.
+    """Bands of (B, 3, H, W), finest first; the last one is what is left.
 
     The bands, each enlarged and added to the one before, give the image again.
     """

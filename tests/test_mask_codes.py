@@ -14,7 +14,8 @@ from toy_paintings import toy_workspace
 
 from annotate.masks import Encoding, read_mask, write_mask
 from generate.checkpoint import load_vqgan
-from generate.train_codes import expand, train_mask_codes
+from generate.expand import expand
+from generate.train_codes import train_mask_codes
 from generate.vqgan import VQGAN
 
 
