@@ -105,6 +105,9 @@ class PaintingCodesSettings(CodesSettings):
         low=0.0,
         source="arXiv:2006.07229",
     )
+    texture_start: int = setting(
+        0, "Step from which that distance counts; before it has colours, strokes are a grid.", low=0
+    )
     perceptual: str = setting(
         "auto",
         "VGG16 weights of the perceptual loss: a file, auto (those that torchvision has fetched before), "
@@ -252,7 +255,7 @@ _SMALL_CODES: dict[str, Any] = {
 
 PAINTING_CODES = {
     "small": PaintingCodesSettings(
-        steps=1200, start_codebook=250, save_every=200, detail=0.3, texture=4.0, **_SMALL_CODES
+        steps=1200, start_codebook=250, save_every=200, texture=6.0, texture_start=800, **_SMALL_CODES
     ),
     "seed": PaintingCodesSettings(
         steps=1_000_000,

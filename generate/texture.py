@@ -17,7 +17,7 @@ from torch import Tensor
 from generate.wasserstein import PATCH, laplacian_bands
 
 WINDOW = 32  # pixels of the painting; within it a stroke may lie anywhere
-BANDS = 2
+BANDS = 3
 DIRECTIONS = 16
 
 

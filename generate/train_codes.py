@@ -136,8 +136,13 @@ class PaintingStage(CodesStage):
         """Does the discriminator take part in this step."""
         return self.discriminator is not None and self.done >= self.painting.adversarial_start
 
+    @property
+    def textured(self) -> bool:
+        """Does the texture loss take part in this step."""
+        return self.painting.texture > 0 and self.done >= self.painting.texture_start
+
     def phase(self) -> int:
-        return super().phase() + 2 * self.judged
+        return super().phase() + 2 * self.judged + 4 * self.textured
 
     def losses(self, batch: Sequence[Tensor]) -> Figures:
         x = self.input(batch)
@@ -161,7 +166,7 @@ class PaintingStage(CodesStage):
         loss = l1
         if self.painting.detail:
             loss = loss + self.painting.detail * detail_loss(y, x)
-        if self.painting.texture:
+        if self.textured:
             loss = loss + self.painting.texture * texture_loss(y, x)
         if self.perceptual[0] is not None:
             loss = loss + self.painting.perceptual_weight * self.perceptual[0].to(y.device)(y, x)
@@ -273,7 +278,8 @@ def train_painting_codes(
     grid = workspace.reports / "generate-train-painting.png"
     stage = PaintingStage(VQGAN(config.vqgan()), crops, config, mark, grid)
     fit_stage(stage, crops, folder, device, "Training the painting codes")
-    losses = ["l1", *(["laplacian"] if config.detail else []), *(["texture"] if config.texture else [])]
+    losses = ["l1", *(["laplacian"] if config.detail else [])]
+    losses += ["texture"] if config.texture and config.steps > config.texture_start else []
     losses += ["perceptual (VGG16)"] if stage.perceptual[0] is not None else []
     losses += ["adversarial"] if config.adversarial and config.steps > config.adversarial_start else []
     result = _result(folder, stage, "l1", len(pictures), watch)

@@ -62,6 +62,8 @@ TRAININGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
         train_painting_codes,
         replace(
             PAINTING,
+            texture=1.0,
+            texture_start=4,
             adversarial=0.5,
             adversarial_start=5,
             discriminator_channels=4,

@@ -26,6 +26,7 @@ from generate.painting import Chance, Given, Guidance, paint_tokens
 from generate.presets import MaskCodesSettings, PaintingCodesSettings, TransformerSettings
 from generate.projection import Precision
 from generate.recorded_step import RecordedStep
+from generate.texture import texture_loss
 from generate.tiles import decode_tiled, encode_tiled
 from generate.train_codes import train_mask_codes, train_painting_codes
 from generate.train_transformer import train_transformer
@@ -164,6 +165,25 @@ def test_many_tokens_can_be_recorded() -> None:
         counts = torch.bincount(tokens, minlength=64)[:, None]
         torch.testing.assert_close(gradient, 2 * counts * table.weight.detach())
         assert found == pytest.approx(float(table(tokens).square().sum().detach()), rel=1e-5)
+
+
+def test_the_texture_loss_can_be_recorded() -> None:
+    painting = torch.rand(2, 3, 64, 64, device="cuda") * 2 - 1
+    image = torch.zeros_like(painting, requires_grad=True)
+
+    def step(batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        loss = texture_loss(image, batch[0])
+        torch.autograd.backward(loss)
+        return {"loss": loss.detach()}
+
+    recorded, found = RecordedStep(step, [image]), []
+    for _ in range(8):
+        image.grad = None
+        found.append(float(recorded([painting])["loss"]))
+        assert image.grad is not None
+        assert image.grad.isfinite().all()
+    assert len(set(found)) == 8  # directions are drawn anew
+    assert found[3:] == pytest.approx([sum(found[:3]) / 3] * 5, rel=0.3)
 
 
 def test_the_whole_generator_trains_and_is_measured(tmp_path: Path) -> None:
