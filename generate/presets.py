@@ -100,13 +100,15 @@ class PaintingCodesSettings(CodesSettings):
     detail: float = setting(1.0, "Weight of the Laplacian pyramid's L1, beside plain L1.", low=0.0)
     texture: float = setting(
         0.0,
-        "Weight of the distance between the patches of small areas, as distributions: strokes like the painter's, "
-        "wherever in the area they lie.",
+        "Weight of the sliced Wasserstein distance between the patches of each small area: strokes like the "
+        "painter's, though not each at its place.",
         low=0.0,
         source="arXiv:2006.07229",
     )
     texture_start: int = setting(
-        0, "Step from which that distance counts; before it has colours, strokes are a grid.", low=0
+        0,
+        "Step from which it counts; codes that have no colours yet would answer with a grid of strokes.",
+        low=0,
     )
     perceptual: str = setting(
         "auto",

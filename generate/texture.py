@@ -34,7 +34,7 @@ def texture_loss(reconstruction: Tensor, painting: Tensor) -> Tensor:
     """
     with torch.autocast(painting.device.type, enabled=False):
         ours, theirs = (laplacian_bands(one.float(), BANDS + 1)[:-1] for one in (reconstruction, painting))
-        total = reconstruction.new_zeros((), dtype=torch.float32)
+        total = painting.new_zeros((), dtype=torch.float32)
         for level, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             directions = torch.randn(DIRECTIONS, 3, PATCH, PATCH, device=a.device)
             directions /= directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
@@ -54,10 +54,5 @@ def _by_window(values: Tensor, side: int) -> Tensor:
     rows, columns = (max(1, length // side) for length in values.shape[-2:])
     high, wide = values.shape[-2] // rows, values.shape[-1] // columns
     cut = values[..., : rows * high, : columns * wide]
-    return (
-        cut.unflatten(-2, (rows, high))
-        .unflatten(-1, (columns, wide))
-        .transpose(-3, -2)
-        .flatten(-2)
-        .flatten(2, 3)
-    )
+    windows = cut.reshape(*values.shape[:2], rows, high, columns, wide).transpose(3, 4)
+    return windows.reshape(*values.shape[:2], rows * columns, high * wide)
