@@ -105,10 +105,11 @@ class PaintingCodesSettings(CodesSettings):
         low=0.0,
         source="arXiv:2006.07229",
     )
-    texture_start: int = setting(
-        0,
-        "Step from which it counts; codes that have no colours yet would answer with a grid of strokes.",
-        low=0,
+    texture_part: float = setting(
+        1 / 3,
+        "Last part of the steps in which it counts. Only the decoder learns in it: what the codes say is settled.",
+        low=0.0,
+        high=1.0,
     )
     perceptual: str = setting(
         "auto",
@@ -129,6 +130,16 @@ class PaintingCodesSettings(CodesSettings):
         super().__post_init__()
         if self.adversarial and self.crop < 32:
             raise ValueError(f"--crop {self.crop} is too small for --adversarial, which needs 32")
+        if self.texture and self.texture_start <= self.start_codebook:
+            raise ValueError(
+                f"--texture begins at step {self.texture_start} of {self.steps}, when only the decoder goes on learning, "
+                f"and the codebook at {self.start_codebook}: raise --steps, lower --texture-part, or --texture 0"
+            )
+
+    @property
+    def texture_start(self) -> int:
+        """Step from which the texture loss counts."""
+        return round(self.steps * (1 - self.texture_part)) if self.texture else self.steps
 
     def vqgan(self) -> VQGANConfig:
         return self._vqgan(3)
@@ -257,7 +268,7 @@ _SMALL_CODES: dict[str, Any] = {
 
 PAINTING_CODES = {
     "small": PaintingCodesSettings(
-        steps=1200, start_codebook=250, save_every=200, texture=6.0, texture_start=800, **_SMALL_CODES
+        steps=1200, start_codebook=250, save_every=200, texture=4.0, **_SMALL_CODES
     ),
     "seed": PaintingCodesSettings(
         steps=1_000_000,

@@ -17,7 +17,7 @@ from torch import Tensor
 from generate.wasserstein import PATCH, laplacian_bands
 
 WINDOW = 32  # pixels of the painting; within it a stroke may lie anywhere
-BANDS = 3
+BANDS = 2
 DIRECTIONS = 16
 
 

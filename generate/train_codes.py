@@ -70,18 +70,24 @@ class CodesStage(Stage):
             return self.net.decode(z), z.new_zeros(())
         if self.done == self.codes.start_codebook > 0 and self.starts_step:
             self._start_codebook()
-        z = self.net.prequantised(x)
-        quantized = self.net.quantize(z)
+        with torch.set_grad_enabled(not self.settled()):
+            z = self.net.prequantised(x)
+            quantized = self.net.quantize(z)
         self.use.count(quantized.indices)
         self._vectors = _rows(z)
         return self.net.decode(quantized.z), quantized.loss
+
+    def settled(self) -> bool:
+        """Do encoder and codebook stay as they are from here on."""
+        return False
 
     def phase(self) -> int:
         return int(self.done >= self.codes.start_codebook)
 
     def after_step(self) -> None:
         every, start = self.codes.revive_every, self.codes.start_codebook
-        if every and self.done % every == 0 and start < self.done < 0.8 * self.config.steps:
+        late = self.settled() or self.done >= 0.8 * self.config.steps
+        if every and self.done % every == 0 and self.done > start and not late:
             self.use.revive(self.net.quantize.embedding.weight.data, self._vectors)
             self._agree()
 
@@ -112,7 +118,7 @@ class CodesStage(Stage):
 
 
 class PaintingStage(CodesStage):
-    """L1, the pyramid's L1, its patches as distributions, the perceptual loss where there are weights, the adversarial one."""
+    """L1, the pyramid's L1, the texture, the perceptual loss where there are weights, the adversarial one if asked for."""
 
     def __init__(
         self, net: VQGAN, crops: Crops, config: PaintingCodesSettings, mark: str, grid: Path
@@ -136,13 +142,11 @@ class PaintingStage(CodesStage):
         """Does the discriminator take part in this step."""
         return self.discriminator is not None and self.done >= self.painting.adversarial_start
 
-    @property
-    def textured(self) -> bool:
-        """Does the texture loss take part in this step."""
-        return self.painting.texture > 0 and self.done >= self.painting.texture_start
+    def settled(self) -> bool:
+        return self.done >= self.painting.texture_start
 
     def phase(self) -> int:
-        return super().phase() + 2 * self.judged + 4 * self.textured
+        return super().phase() + 2 * self.judged + 4 * self.settled()
 
     def losses(self, batch: Sequence[Tensor]) -> Figures:
         x = self.input(batch)
@@ -166,7 +170,7 @@ class PaintingStage(CodesStage):
         loss = l1
         if self.painting.detail:
             loss = loss + self.painting.detail * detail_loss(y, x)
-        if self.textured:
+        if self.settled():
             loss = loss + self.painting.texture * texture_loss(y, x)
         if self.perceptual[0] is not None:
             loss = loss + self.painting.perceptual_weight * self.perceptual[0].to(y.device)(y, x)
@@ -279,7 +283,7 @@ def train_painting_codes(
     stage = PaintingStage(VQGAN(config.vqgan()), crops, config, mark, grid)
     fit_stage(stage, crops, folder, device, "Training the painting codes")
     losses = ["l1", *(["laplacian"] if config.detail else [])]
-    losses += ["texture"] if config.texture and config.steps > config.texture_start else []
+    losses += ["texture"] if config.texture else []
     losses += ["perceptual (VGG16)"] if stage.perceptual[0] is not None else []
     losses += ["adversarial"] if config.adversarial and config.steps > config.adversarial_start else []
     result = _result(folder, stage, "l1", len(pictures), watch)

@@ -63,7 +63,6 @@ TRAININGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
         replace(
             PAINTING,
             texture=1.0,
-            texture_start=4,
             adversarial=0.5,
             adversarial_start=5,
             discriminator_channels=4,
