@@ -7,8 +7,9 @@ the preset in what its name says.
 
 `bits a token`: cross-entropy of the held-out paintings' tokens; variants with other codes have other tokens, so only
 those with the same codes compare. `mIoU`: what a DeepLab (README's, on 20 true masks) sees in two new paintings from
-each held-out mask, against that mask; `of real`: over what it sees in the real ones. `PSNR`: held-out paintings through the codes
-and back. `rows used`: of the 128 painting codes, over the paintings learnt from.
+each held-out mask, against that mask; `of real`: over what it sees in the real ones. `Wasserstein`: sliced, between the new
+paintings and those learnt from, mean over bands. `PSNR`: held-out paintings through the codes and back. `rows used`: of the 128
+painting codes, over the paintings learnt from.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from annotate.files import read_json, write_json, write_whole
@@ -129,6 +131,7 @@ def _row(name: str, found: list[dict[str, Any]]) -> dict[str, object]:
         "bits a token": _each([one["likelihood"]["bits_per_token"] for one in found], 3),
         "mIoU": _each(seen, 3),
         "of real": _each([a / b for a, b in zip(seen, real, strict=True)], 2),
+        "Wasserstein": _each([fmean(one["wasserstein"]["new paintings"]) for one in found], 3),
         "PSNR, dB": _each([one["reconstruction"]["psnr"] for one in found], 1),
         "rows used": _each([one["painting_codebook"]["used"] for one in found], 0),
         "steps kept": _each([one["kept"] for one in found], 0),

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from scipy.stats import wasserstein_distance
 from torch import Tensor
+from toy_paintings import toy_workspace
 
+from generate.presets import PaintingCodesSettings
 from generate.texture import BANDS, DIRECTIONS, WINDOW, texture_loss
+from generate.train_codes import PaintingStage, train_painting_codes
 from generate.wasserstein import PATCH, laplacian_bands
 
 
@@ -95,3 +102,35 @@ def test_it_stays_in_float32_where_training_does_not() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = cost(a, b)
     assert mixed == cost(a, b)
+
+
+CODES = PaintingCodesSettings(
+    steps=8, start_codebook=2, revive_every=1, texture=1.0, texture_part=0.5, perceptual="none", smallest_side=0,
+    channel_multipliers="1,1", z_channels=8, embed_dim=8, codebook_size=16, crop=16, batch=2, precision="float32",
+)  # fmt: skip
+
+
+def test_only_the_decoder_learns_in_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_start: dict[str, Tensor] = {}
+    whole = PaintingStage.after_step
+
+    def after_step(stage: PaintingStage) -> None:
+        whole(stage)
+        if stage.done == 4:
+            at_start.update({name: one.clone() for name, one in stage.net.state_dict().items()})
+
+    monkeypatch.setattr(PaintingStage, "after_step", after_step)
+    workspace = toy_workspace(tmp_path)
+    train_painting_codes(workspace, CODES, "cpu")
+    end = load_file(workspace.model("painting-codes") / "model.safetensors")
+    changed = {name for name, one in end.items() if not torch.equal(one, at_start[name])}
+    assert changed == {name for name in end if name.startswith(("decoder.", "post_quant_conv."))}
+    assert "texture" in (workspace.report("generate-train-painting") or {})["losses"]
+
+
+def test_a_codebook_that_would_never_start_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"--texture begins at step 4 of 8, .* and the codebook at 4: raise --steps"
+    ):
+        replace(CODES, start_codebook=4)
+    assert replace(CODES, start_codebook=4, texture=0.0).texture_start == 8
