@@ -42,6 +42,11 @@ GRIDS = {  # pictures that training leaves in reports/
     "generate-train-mask": "Masks above, what the mask codes make of them below.",
     "generate-train-transformer": "The transformer's own trials.",
 }
+CURVES = {  # the figure that is drawn, the first that a training has: the loss of codes has parts that join it on the way
+    "l1": "L1",
+    "cross_entropy": "cross-entropy",
+    "loss": "loss",
+}
 
 
 def build_report(workspace: Workspace, title: str = "From paintings to new paintings") -> Path:
@@ -178,13 +183,16 @@ def pseudo_masks(workspace: Workspace, index: Mapping[str, Painting]) -> str:
 
 
 def training(workspace: Workspace, index: Mapping[str, Painting]) -> str:
-    """Loss curves, and the pictures that training left."""
+    """What each training brought down, and the pictures that it left."""
     parts = []
     for name, step in STEPS.items():
         history = (workspace.report(name) or {}).get("history")
         if isinstance(history, list) and len(history) > 1:
-            points = [(float(one["step"]), float(one["loss"])) for one in history if "loss" in one]
-            parts.append(curve(f"{step}: loss over the steps", points))
+            figure, text = next(
+                ((name, text) for name, text in CURVES.items() if name in history[0]), ("loss", "loss")
+            )
+            points = [(float(one["step"]), float(one[figure])) for one in history if figure in one]
+            parts.append(curve(f"{step}: {text} over the steps", points))
         path = workspace.reports / f"{name}.png"
         if name in GRIDS and path.exists():
             parts.append(pictures((GRIDS[name], shrink(_pixels(path), 1280))))

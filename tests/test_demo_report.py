@@ -110,7 +110,7 @@ def fill(workspace: Workspace) -> None:
             "classes": [{"name": "<i>", **iou}],
         },
     )
-    history = [{"step": n, "loss": 1 / n} for n in range(1, 30)]
+    history = [{"step": n, "loss": 1 / n + (n > 20), "l1": 1 / n} for n in range(1, 30)]
     workspace.save_report("generate-train-painting", {"steps": 29, "seconds": 65.0, "history": history})
     Image.fromarray(paint(1, (96, 128)).painting).save(workspace.reports / "generate-train-painting.png")
     workspace.save_report("demo", {"note": STAND_IN, "steps": {"segment-train": {"seconds": 70.2}}})
@@ -148,6 +148,7 @@ def test_every_part_is_there(full: Reader) -> None:
     assert "1 min 05 s" in text  # by the step itself
     assert "1 min 10 s" in text  # by the demo's clock
     assert "polyline" in full.tags
+    assert "L1 over the steps, from 1 to 0.0345" in text  # not the loss, which another part joined
 
 
 def test_samples_stand_beside_their_mask_and_its_painting(full: Reader) -> None:
