@@ -283,7 +283,7 @@ def train_painting_codes(
     stage = PaintingStage(VQGAN(config.vqgan()), crops, config, mark, grid)
     fit_stage(stage, crops, folder, device, "Training the painting codes")
     losses = ["l1", *(["laplacian"] if config.detail else [])]
-    losses += ["texture"] if config.texture else []
+    losses += ["texture"] if config.texture_start < config.steps else []
     losses += ["perceptual (VGG16)"] if stage.perceptual[0] is not None else []
     losses += ["adversarial"] if config.adversarial and config.steps > config.adversarial_start else []
     result = _result(folder, stage, "l1", len(pictures), watch)
