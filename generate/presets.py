@@ -266,7 +266,7 @@ _SMALL_CODES: dict[str, Any] = {
     "revive_every": 25,
 }
 
-# The texture loss took what the DeepLab sees in the demo's new paintings from 0.572 to 0.623 mIoU (0.661 in the real ones)
+# The texture loss took what the DeepLab sees in the demo's new paintings from 0.572 to 0.623 and 0.651 mIoU (real ones: 0.661)
 # for 1 dB of PSNR. Heavier, or from the first step on, it made a grid of strokes; see docs/bench-hand.md.
 PAINTING_CODES = {
     "small": PaintingCodesSettings(
