@@ -136,6 +136,12 @@ class PaintingCodesSettings(CodesSettings):
                 f"and the codebook at {self.start_codebook}: raise --steps, lower --texture-part, or --texture 0"
             )
 
+    def deciding(self) -> dict[str, Any]:
+        found = super().deciding()
+        if not self.texture:  # so trainings from before there was one are up to date, and can be gone on with
+            del found["texture"], found["texture_part"]
+        return found
+
     @property
     def texture_start(self) -> int:
         """Step from which the texture loss counts."""

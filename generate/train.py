@@ -354,9 +354,9 @@ def _resumable(state: Path, stage: Stage) -> bool:
     before, now = found["settings"], stage.config.deciding()
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
-            option = "--" + name.replace("_", "-")
+            had, has = (_named(name, one) for one in (before, now))
             raise UserError(
-                f"{state.parent}: an unfinished training had {option} {before.get(name)}, now {now.get(name)}; "
+                f"{state.parent}: an unfinished training had {had}, now {has}; "
                 "give the same to go on with it, or --again to train afresh"
             )
     if found["mark"] != stage.mark:
@@ -364,6 +364,11 @@ def _resumable(state: Path, stage: Stage) -> bool:
         return False
     note(f"going on at step {found['done']} of {stage.config.steps}")
     return True
+
+
+def _named(name: str, settings: Mapping[str, Any]) -> str:
+    option = "--" + name.replace("_", "-")
+    return f"{option} {settings[name]}" if name in settings else f"no {option}"
 
 
 def _restore_finished(state: Path, stage: Stage) -> bool:

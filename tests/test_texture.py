@@ -14,6 +14,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 from toy_paintings import toy_workspace
 
+from annotate.errors import UserError
 from generate.presets import PaintingCodesSettings
 from generate.texture import BANDS, DIRECTIONS, WINDOW, texture_loss
 from generate.train_codes import PaintingStage, train_painting_codes
@@ -134,3 +135,22 @@ def test_a_codebook_that_would_never_start_is_refused() -> None:
     ):
         replace(CODES, start_codebook=4)
     assert replace(CODES, start_codebook=4, texture=0.0).texture_start == 8
+
+
+def test_switched_off_it_leaves_trainings_from_before_it_valid(tmp_path: Path) -> None:
+    workspace, off = toy_workspace(tmp_path), replace(CODES, texture=0.0)
+    assert not {"texture", "texture_part"} & off.deciding().keys()  # they had no such settings
+    assert train_painting_codes(workspace, off, "cpu").trained
+    assert not train_painting_codes(workspace, replace(off, texture_part=0.25), "cpu").trained
+    assert train_painting_codes(workspace, CODES, "cpu").trained
+    assert train_painting_codes(workspace, replace(CODES, texture_part=0.25), "cpu").trained
+
+
+def test_an_unfinished_training_without_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = toy_workspace(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(PaintingStage, "_remember", lambda self: 1 / (6 - self.done))
+        with pytest.raises(ZeroDivisionError):
+            train_painting_codes(workspace, replace(CODES, save_every=2, texture=0.0), "cpu")
+    with pytest.raises(UserError, match=r"had no --texture, now --texture 1.0; give the same .* or --again"):
+        train_painting_codes(workspace, replace(CODES, save_every=2), "cpu")
