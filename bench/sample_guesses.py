@@ -21,6 +21,7 @@ from torch import Tensor
 from annotate.workspace import Workspace
 from bench.block_quality import CANVAS, CPU, scene_masks
 from generate.decoding import Decoder
+from generate.drafting import Luck
 from generate.painting import Chance, paint_tokens
 from generate.projection import Precision
 from generate.sample import load_models
@@ -54,7 +55,7 @@ def _compare(decoder: Decoder, masks: Tensor, count: int, stride: int) -> dict[s
     alone, ahead = list[Painting](), list[Painting]()
     for one in masks:
         together = one.expand(count, -1, -1)
-        with patch.object(decoder, "guesses", lambda sequences: 0):
+        with patch.object(Luck, "guesses", lambda luck, sequences: 0):
             alone.append(_paint(decoder, together, stride))
         ahead.append(_paint(decoder, together, stride))
     pairs = zip(alone, ahead, strict=True)

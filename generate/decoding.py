@@ -18,10 +18,6 @@ from generate.replay import Rooms
 
 # Of keys and values; with the seed document's transformer in float32 a window has 100 MB.
 KEPT_BYTES = 3 << 30
-# Tokens that a pass guesses ahead in a sequence. A pass of 16 rows through the seed document's transformer takes 1.25
-# (bfloat16) to 1.8 (float32) times one of a single row; beyond `rows_worth` altogether it takes longer than they save,
-# but for the first three: reading what is kept and some forty small operations a layer are paid for each pass.
-GUESSES, LEAST_GUESSES = 15, 3
 CLEARED = 32  # tokens of the cache that are set to zero ahead of those that a pass reaches
 
 
@@ -36,8 +32,8 @@ class Decoder:
     def __init__(self, model: GPT, precision: Precision = "float32") -> None:
         self.dtype = dtype = activations(precision)
         self.config = model.config
-        self.kept = kept(precision)
         self.device = model.head.weight.device
+        self.kept = kept(precision, self.device)
         self.rows_worth = rows_worth(precision, self.device)
         self.tokens = model.tok_emb.weight.detach().to(dtype)
         self.positions = model.pos_emb.detach()[0].to(dtype)  # (block, C)
@@ -49,10 +45,6 @@ class Decoder:
     def session(self, batch: int, holes: Sequence[int] = ()) -> Session:
         """Begin `batch` sequences, of which no token sees those at `holes`, whatever they are."""
         return Session(self, batch, holes)
-
-    def guesses(self, sequences: int) -> int:
-        """How many tokens a pass shall guess ahead in each of some sequences."""
-        return max(LEAST_GUESSES, min(GUESSES, self.rows_worth // sequences - 1))
 
     def run(self, passes: Sequence[Pass]) -> list[Tensor]:
         """Run what some sessions ask for, on a CPU together: every weight is read once, whatever the sessions' lengths.

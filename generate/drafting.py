@@ -16,7 +16,47 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from generate.config import SEED_TRANSFORMER
+
 Tokens = NDArray[np.int64]
+
+MOST = 15  # guesses in a sequence: a pass of 16 rows takes 1.25 (bfloat16) to 1.8 (float32) times one of a single row
+# What a pass takes beside its rows: some forty small operations a layer, in the time that the weights take, and reading what is
+# kept of a sequence, in rows. Measured with the seed document's transformer; see docs/bench-sample.md.
+FIXED, KEPT = 0.6, 1.0
+FADING, DOUBT, AT_FIRST = (
+    0.95,
+    4.0,
+    0.6,
+)  # of what was learnt, with each pass; guesses that the expected share outweighs
+
+
+class Luck:
+    """How often guesses come true, and so how many of them are worth making.
+
+    Args:
+        worth: how many rows a pass takes in the time that its weights take (`generate.projection.rows_worth`).
+        width: of the transformer; its small operations take as long for few weights as for many.
+    """
+
+    def __init__(self, worth: int, width: int = SEED_TRANSFORMER.width) -> None:
+        self._worth, self._fixed = worth, FIXED * (SEED_TRANSFORMER.width / width) ** 2
+        self.tried = self.true = 0.0
+
+    def learn(self, tried: int, true: int) -> None:
+        """So many guesses were put to the test, none of them behind a wrong one; what is long past counts less."""
+        self.tried = FADING * self.tried + tried
+        self.true = FADING * self.true + true
+
+    def guesses(self, sequences: int) -> int:
+        """How many tokens a pass shall guess ahead in each of some sequences: as many as settle most in its time."""
+        share = (self.true + DOUBT * AT_FIRST) / (self.tried + DOUBT)
+        paces, settled = list[float](), 0.0
+        for count in range(MOST + 1):
+            settled += share**count  # in each sequence
+            rows, kept = sequences * (1 + count), KEPT * sequences
+            paces.append(settled / (self._fixed + kept / self._worth + max(1.0, rows / self._worth)))
+        return paces.index(max(paces))
 
 
 class Drafts:
@@ -31,10 +71,13 @@ class Drafts:
         windows: (N, cells) the tokens that are known.
         holes: raster numbers that nobody knows. They run with the token before them in their place, for the token behind
             a hole has to be told by what runs there.
+        luck: learns which guesses came true.
     """
 
-    def __init__(self, places: Sequence[int], windows: Tokens, holes: Sequence[int] = ()) -> None:
-        self.windows = windows.copy()
+    def __init__(
+        self, places: Sequence[int], windows: Tokens, holes: Sequence[int] = (), luck: Luck | None = None
+    ) -> None:
+        self.windows, self._luck = windows.copy(), luck
         self._source = np.arange(windows.shape[1])  # of what runs
         for hole in holes:
             self._source[hole] = self._source[max(hole - 1, 0)]
@@ -107,7 +150,7 @@ class Drafts:
         """
         self.begun = True
         news = np.zeros(drawn.shape, bool)
-        count = drawn.shape[1]
+        count, tried, true = drawn.shape[1], 0, 0
         for window, start in enumerate(starts):
             first, end = self.fed[window] - start, start + count
             self.fed[window] = end
@@ -119,8 +162,11 @@ class Drafts:
                 self.windows[window, place] = drawn[window, n]
                 self._open[window, place] = False
                 news[window, n] = True
+                tried, true = tried + (place < end), true + (place < end and bool(right))
                 if place < end and not right:
                     self.fed[window] = place
                     self._guess[window, place + 1 : end + 1] = drawn[window, n + 1 :]
                     break
+        if self._luck:
+            self._luck.learn(tried, true)
         return news

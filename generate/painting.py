@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from generate.decoding import Decoder, KeptSessions, Pass, Session
-from generate.drafting import Drafts
+from generate.drafting import Drafts, Luck
 from generate.scheduling import Group, Schedule
 from generate.window import Task, block_waves, exact_waves
 
@@ -185,6 +185,7 @@ class _Canvas:
         most = max(1, SEQUENCES // self.each)
         self.schedule = Schedule(waves, self.painted.numpy(), self.side, most)
         self.kept = KeptSessions()
+        self.luck = Luck(decoder.rows_worth, decoder.config.width)
         self.rows = 0  # sequences under way
         self.news = 0  # tokens that the last pass has painted
 
@@ -221,7 +222,7 @@ class _Canvas:
         places, tasks = group.places, group.tasks
         cells, both = self.side * self.side, len(self.conditions)
         session = self._session(group)
-        drafts = Drafts(places, self._windows(self.tokens, tasks).numpy(), group.holes)  # (tasks B, cells)
+        drafts = Drafts(places, self._windows(self.tokens, tasks).numpy(), group.holes, self.luck)
         starts, logits = drafts.fed.copy(), (yield from self._begin(session, drafts, group))
         while True:
             guided, told = self._guide(logits)  # (tasks B, t, V)
@@ -238,7 +239,7 @@ class _Canvas:
                 break
             while True:
                 drafts.know(self._windows(self.tokens, tasks).numpy())
-                starts, count = drafts.next_pass(self.decoder.guesses(self.rows), self.schedule.known(group))
+                starts, count = drafts.next_pass(self.luck.guesses(self.rows), self.schedule.known(group))
                 if count:
                     break
                 yield None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from generate.decoding import Decoder
-from generate.drafting import Drafts, Tokens
+from generate.drafting import MOST, Drafts, Luck, Tokens
 from generate.painting import Chance, Given, Guidance, paint_tokens
 
 CELLS = 12
@@ -63,6 +63,43 @@ def test_whatever_is_guessed_the_tokens_are_those_of_one_at_a_time(data: st.Data
     assert passes <= windows * len(places)
 
 
+def lucky(share: float, worth: int) -> Luck:
+    luck = Luck(worth)
+    luck.learn(1000, round(1000 * share))
+    return luck
+
+
+def test_guesses_that_cost_nothing_are_made_however_rarely_they_come_true() -> None:
+    for share in (0.1, 0.5, 0.9):
+        assert lucky(share, 64).guesses(8) >= 7  # 64 rows take no longer than 8
+        assert lucky(share, 64).guesses(4) == MOST
+
+
+def test_guesses_that_cost_time_are_made_as_they_come_true() -> None:
+    counts = [lucky(share, 8).guesses(8) for share in (0.0, 0.3, 0.6, 0.9)]
+    assert counts[0] == 0
+    assert counts == sorted(counts)
+    assert counts[-1] >= 4
+
+
+def test_bad_luck_is_forgotten() -> None:
+    luck = lucky(0.0, 8)
+    assert luck.guesses(8) == 0
+    for _ in range(300):
+        luck.learn(0, 0)
+    assert luck.guesses(8) == Luck(8).guesses(8) > 0
+
+
+def test_luck_is_learnt_from_guesses_behind_right_ones_alone() -> None:
+    luck = Luck(8)
+    drafts = Drafts(range(1, 6), np.zeros((1, 6), int), luck=luck)
+    drafts.settle([0], np.array([[1]]))
+    starts, count = drafts.next_pass(3)
+    drafts.guess(drafts.lacking(starts, count), [1, 1, 1])
+    drafts.settle(starts, np.array([[1, 2, 1, 1]]))  # the second is wrong, so the third was put to no test
+    assert (luck.tried, luck.true) == (2, 1)
+
+
 @pytest.mark.parametrize("stride", [1, 8])
 @pytest.mark.parametrize("ahead", [1, 3, 40])
 def test_guesses_change_no_token(stride: int, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +112,7 @@ def test_guesses_change_no_token(stride: int, ahead: int, monkeypatch: pytest.Mo
     passes: list[int] = []
 
     def paint(guesses: int) -> Tensor:
-        monkeypatch.setattr(decoder, "guesses", lambda sequences: guesses)
+        monkeypatch.setattr(Luck, "guesses", lambda luck, sequences: guesses)
         passes.clear()
         done = paint_tokens(
             decoder, masks, chance, stride, advance=passes.append, given=stands, guidance=guidance

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from generate import painting
 from generate.decoding import Decoder, KeptSessions, Session
+from generate.drafting import Luck
 from generate.gpt import GPT
 from generate.painting import Chance, paint_tokens
 from generate.projection import Precision, largest_int8_weight, projection
@@ -172,10 +173,10 @@ def test_windows_go_on_as_others_paint_and_see_what_earlier_waves_paint(
     assert schedule.next(99) is None
 
 
-def test_windows_share_passes() -> None:
+def test_windows_share_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A canvas takes far fewer passes than it has tokens, even without guesses."""
     decoder, passes = Decoder(transformer()), list[int]()
-    decoder.guesses = lambda sequences: 0  # type: ignore[method-assign]
+    monkeypatch.setattr(Luck, "guesses", lambda luck, sequences: 0)
     paint_tokens(decoder, torch.zeros(1, 32, 48, dtype=torch.long), Chance(), 8, advance=passes.append)
     assert len(passes) < 32 * 48 / 3
     assert sum(passes) == 32 * 48

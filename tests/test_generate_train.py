@@ -291,7 +291,9 @@ def test_an_unfinished_training_of_other_settings_is_not_thrown_away(
         patch.setattr(Stage, "_remember", lambda self: 1 / (6 - self.done))
         with pytest.raises(ZeroDivisionError):
             train_mask_codes(workspace, MASK, "cpu")
-    with pytest.raises(UserError, match=r"had --codebook-size 16, now --codebook-size 20; give the same .* or --again"):
+    with pytest.raises(
+        UserError, match=r"had --codebook-size 16, now --codebook-size 20; give the same .* or --again"
+    ):
         train_mask_codes(workspace, replace(MASK, codebook_size=20), "cpu")
     assert train_mask_codes(workspace, replace(MASK, codebook_size=20), "cpu", again=True).trained
 
