@@ -14,12 +14,12 @@ demo: .venv/installed
 
 test: check
 
-# Many tests wait for a server or a process: two side by side, of one thread each, end in half the time of one after another.
+# Many tests wait for a server or a process: two processes, of one thread each (tests/conftest.py), end in half the time of one after another.
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 format: .venv/installed
 	$(BIN)/ruff format .
