@@ -32,8 +32,8 @@ class Decoder:
     def __init__(self, model: GPT, precision: Precision = "float32") -> None:
         self.dtype = dtype = activations(precision)
         self.config = model.config
+        self.kept = kept(precision)
         self.device = model.head.weight.device
-        self.kept = kept(precision, self.device)
         self.rows_worth = rows_worth(precision, self.device)
         self.tokens = model.tok_emb.weight.detach().to(dtype)
         self.positions = model.pos_emb.detach()[0].to(dtype)  # (block, C)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from annotate.errors import UserError
-from segment.device import has_fast_bfloat16
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Projection = Callable[[Tensor], Tensor]  # (..., in) -> (..., out)
@@ -26,14 +25,9 @@ def activations(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def kept(precision: Precision, device: torch.device) -> torch.dtype:
-    """What keys and values are kept in. Reading them is a good part of a step, so int8 keeps bfloat16.
-
-    Not where that has no hardware: attention to the 384 tokens of eight sequences takes 2.3 times as long there as in float32.
-    """
-    if precision == "bfloat16" or (precision == "int8" and has_fast_bfloat16(device)):
-        return torch.bfloat16
-    return torch.float32
+def kept(precision: Precision) -> torch.dtype:
+    """What keys and values are kept in. Reading them is a good part of a step, so int8 keeps bfloat16."""
+    return torch.float32 if precision == "float32" else torch.bfloat16
 
 
 def rows_worth(precision: Precision, device: torch.device) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from annotate.errors import UserError
@@ -20,6 +22,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@cache
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Does the device multiply bfloat16 matrices in hardware (AMX or AVX-512 BF16 on a CPU)."""
     if device.type == "cuda":

@@ -16,7 +16,9 @@ from PIL import Image
 from annotate import server
 from annotate.workspace import Workspace
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side; with all threads in each they wait for one another
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # processes side by side; with all threads in each they wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Painter = Callable[..., NDArray[np.uint8]]
