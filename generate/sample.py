@@ -24,6 +24,7 @@ from generate.decoding import Decoder
 from generate.gpt import GPT
 from generate.live import Live
 from generate.order import MOST_TOGETHER, Order, read_order
+from generate.memory import freed_memory_kept
 from generate.painting import Chance, Guidance, paint_tokens
 from generate.projection import Precision
 from generate.recipe import free_path, recipe_beside, write_painting
@@ -135,9 +136,10 @@ def sample(
     works = [_work(order, models, config.out or workspace.samples, number) for number in order.numbers]
     missing = [one for one in works if _lacks(config, one)]
     started = time.monotonic()
-    done = {
-        number: (count, likelihood) for number, count, likelihood in _paint(models, order, missing, place)
-    }
+    with freed_memory_kept(place.type):  # windows and tiles come and go: a third of the time of a canvas of 1024 x 1024
+        done = {
+            number: (count, likelihood) for number, count, likelihood in _paint(models, order, missing, place)
+        }
     spent = time.monotonic() - started
     size, count = (order.ids.shape[0], order.ids.shape[1]), _tokens(models, order)
     made = (
