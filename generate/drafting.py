@@ -24,11 +24,8 @@ MOST = 15  # guesses in a sequence: a pass of 16 rows takes 1.25 (bfloat16) to 1
 # What a pass takes beside its rows: some forty small operations a layer, in the time that the weights take, and reading what is
 # kept of a sequence, in rows. Measured with the seed document's transformer; see docs/bench-sample.md.
 FIXED, KEPT = 0.6, 1.0
-FADING, DOUBT, AT_FIRST = (
-    0.95,
-    4.0,
-    0.6,
-)  # of what was learnt, with each pass; guesses that the expected share outweighs
+# What was learnt fades with each pass, and the share that is expected at first weighs as much as so many guesses.
+FADING, DOUBT, AT_FIRST = 0.95, 4.0, 0.6
 
 
 class Luck:

@@ -23,8 +23,8 @@ from generate.conditioning import OPEN
 from generate.decoding import Decoder
 from generate.gpt import GPT
 from generate.live import Live
-from generate.order import MOST_TOGETHER, Order, read_order
 from generate.memory import freed_memory_kept
+from generate.order import MOST_TOGETHER, Order, read_order
 from generate.painting import Chance, Guidance, paint_tokens
 from generate.projection import Precision
 from generate.recipe import free_path, recipe_beside, write_painting
@@ -136,7 +136,9 @@ def sample(
     works = [_work(order, models, config.out or workspace.samples, number) for number in order.numbers]
     missing = [one for one in works if _lacks(config, one)]
     started = time.monotonic()
-    with freed_memory_kept(place.type):  # windows and tiles come and go: a third of the time of a canvas of 1024 x 1024
+    with freed_memory_kept(
+        place.type
+    ):  # windows and tiles come and go: a third of the time of a canvas of 1024 x 1024
         done = {
             number: (count, likelihood) for number, count, likelihood in _paint(models, order, missing, place)
         }

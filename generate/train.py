@@ -355,9 +355,9 @@ def _resumable(state: Path, stage: Stage) -> bool:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             had, has = (_named(name, one) for one in (before, now))
+            what = f"an unfinished training had {had}, now {has}"
             raise UserError(
-                f"{state.parent}: an unfinished training had {had}, now {has}; "
-                "give the same to go on with it, or --again to train afresh"
+                f"{state.parent}: {what}; give the same to go on with it, or --again to train afresh"
             )
     if found["mark"] != stage.mark:
         note(f"{state.parent}: the paintings or masks changed since training began; it starts afresh")
