@@ -136,9 +136,8 @@ def sample(
     works = [_work(order, models, config.out or workspace.samples, number) for number in order.numbers]
     missing = [one for one in works if _lacks(config, one)]
     started = time.monotonic()
-    with freed_memory_kept(
-        place.type
-    ):  # windows and tiles come and go: a third of the time of a canvas of 1024 x 1024
+    # windows and tiles come and go, which took a third of the time of a canvas of 1024 x 1024
+    with freed_memory_kept(place.type):
         done = {
             number: (count, likelihood) for number, count, likelihood in _paint(models, order, missing, place)
         }
