@@ -14,7 +14,7 @@ demo: .venv/installed
 
 test: check
 
-# Many tests wait for a server or a process: two processes, of one thread each (tests/conftest.py), end in half the time of one after another.
+# Many tests wait for a server or a process: two at a time, of one thread each (tests/conftest.py), end in half the time.
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -16,9 +16,8 @@ from PIL import Image
 from annotate import server
 from annotate.workspace import Workspace
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # processes side by side; with all threads in each they wait for one another
+# with all threads in each, processes side by side wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Painter = Callable[..., NDArray[np.uint8]]
