@@ -79,8 +79,13 @@ def settings(config: type, presets: Mapping[str, Any] | None = None) -> Callable
     return decorate
 
 
+def option_of(name: str) -> str:
+    """The option of a config's field: `save_every` is --save-every; `from_`, Python's way to say it, --from."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
 def _option(one: dataclasses.Field[Any], hint: Any, preset: bool) -> Callable[[Any], Any]:
-    flag = "--" + one.name.rstrip("_").replace("_", "-")  # `from_` is Python's way to say --from
+    flag = option_of(one.name)
     about = one.metadata
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))

@@ -1,4 +1,4 @@
-"""Progress bars and notes, on stderr."""
+"""Progress bars and notes, on stderr; how long a piece of work took."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ import click
 def note(text: str) -> None:
     """One line for the person at the terminal; stdout stays free for the result."""
     click.echo(text, err=True)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 1)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from annotate.errors import UserError
 from annotate.files import read_json, write_whole
 from annotate.masks import Encoding, mask_encoding, mask_texts, read_mask, shift, unshift, write_mask
 from annotate.paintings import load_painting, read_index
-from annotate.progress import note, progress
+from annotate.progress import Stopwatch, note, progress
 from annotate.workspace import Workspace
 from generate import evaluate_page
 from generate.data import Picture, held_out_keys, load_masks, load_pictures, scale, to_pixels
@@ -36,7 +36,6 @@ from generate.presets import TransformerSettings
 from generate.sample import Models, load_models, sample
 from generate.sample_config import SampleConfig
 from generate.tokens import Tokens, cut_to_tokens
-from generate.train import Stopwatch
 from generate.wasserstein import sliced_wasserstein
 from segment.convert import SOURCE
 from segment.device import choose_device

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotate.errors import UserError
+from annotate.options import option_of
 from annotate.workspace import Workspace
 from generate.canvas import resize_canvas
 from generate.compose import parse_size, read_composition
@@ -101,8 +102,9 @@ def _check_alone(config: SampleConfig) -> None:
     for one in fields(SampleConfig):
         decides = (*SETTINGS, "mask", "encoding", "size", "count", "from_")
         if one.name in decides and getattr(config, one.name) != one.default:
-            option = one.name.rstrip("_").replace("_", "-")
-            raise UserError(f"{config.recipe}: the recipe decides this already; leave out --{option}")
+            raise UserError(
+                f"{config.recipe}: the recipe decides this already; leave out {option_of(one.name)}"
+            )
 
 
 def _check_settings(recipe: dict[str, Any]) -> None:

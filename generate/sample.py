@@ -214,7 +214,7 @@ def _lacks(config: SampleConfig, work: _Work) -> bool:
 def _paint(
     models: Models, order: Order, works: list[_Work], device: torch.device
 ) -> Iterator[tuple[int, int, float]]:
-    """Paint and write, some together: (number, tokens painted, log-likelihood) of each.
+    """Paint and write, some together: (number, tokens painted for it, log-likelihood) of each.
 
     How many share a step decides how a processor rounds, and in low precision that can tip a token. So a recipe names
     them, and who paints it again paints them all.
@@ -272,4 +272,4 @@ def _paint(
                 if config.save_tokens:
                     write_tokens(one.path.with_suffix(".npy"), tokens)
                 write_painting(one.path, finish(tokens), recipe)
-                yield one.number, todo, likelihood
+                yield one.number, todo * len(numbers) // len(now), likelihood

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
-import pickle
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,16 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from annotate.errors import UserError
 from annotate.files import whole_file
-from annotate.progress import note, progress
-from generate.checkpoint import WEIGHTS, read_checkpoint
+from annotate.progress import progress
 from generate.data import Stretches
 from generate.memory import freed_memory_kept
 from generate.presets import Schedule
 from generate.recorded_step import RecordedStep
+from generate.training_state import STATE, resumable
 from segment.device import choose_device, has_fast_bfloat16
 from segment.signals import EndsOnSigterm
 
-STATE = "training.ckpt"
 POINTS = 200  # of the loss curve that a report keeps
 
 Figures = dict[str, Tensor]
@@ -220,22 +215,6 @@ class Stage(L.LightningModule):
         self.latest_sums, self._sums = figures, {}
 
 
-def up_to_date(folder: Path, mark: str, again: bool) -> Mapping[str, Any] | None:
-    """The config of the model in `folder`, where it was trained to the end with the same mark."""
-    if again:
-        (folder / STATE).unlink(missing_ok=True)
-        return None
-    if not (folder / WEIGHTS).exists() or (folder / STATE).exists():
-        return None
-    config = read_checkpoint(folder).config
-    return config if config.get("mark") == mark else None
-
-
-def fingerprint(*parts: Any) -> str:
-    """What the weights depend on, in 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, title: str) -> None:
     """Train until the schedule's end, or until the stage says that it is finished.
 
@@ -244,7 +223,7 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
             disk is full; what was saved before stays.
     """
     config, where, state = stage.config, choose_device(device), folder / STATE
-    resume = _resumable(state, stage)
+    resume = resumable(state, config, stage.mark)
     if resume and _restore_finished(state, stage):
         return
     stage.items = items
@@ -283,21 +262,6 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
         raise SystemExit(0)  # the first process has the model and saves it
     stage.forget_recording()
     stage.to("cpu").eval()
-
-
-def finish(folder: Path) -> None:
-    """The model is saved: the state that a killed run would have needed can go."""
-    (folder / STATE).unlink(missing_ok=True)
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-
-    def seconds(self) -> float:
-        return round(time.monotonic() - self.started, 1)
 
 
 class _Bar(L.Callback):
@@ -341,34 +305,6 @@ class _State(L.Callback):
 def is_first() -> bool:
     """Is this the process that speaks and writes, where several train together."""
     return not any(int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
-
-
-def _resumable(state: Path, stage: Stage) -> bool:
-    if not state.exists():
-        return False
-    try:
-        found = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["own"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        note(f"{state}: damaged ({str(error).splitlines()[0]}); training starts afresh")
-        return False
-    before, now = found["settings"], stage.config.deciding()
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            had, has = (_named(name, one) for one in (before, now))
-            what = f"an unfinished training had {had}, now {has}"
-            raise UserError(
-                f"{state.parent}: {what}; give the same to go on with it, or --again to train afresh"
-            )
-    if found["mark"] != stage.mark:
-        note(f"{state.parent}: the paintings or masks changed since training began; it starts afresh")
-        return False
-    note(f"going on at step {found['done']} of {stage.config.steps}")
-    return True
-
-
-def _named(name: str, settings: Mapping[str, Any]) -> str:
-    option = "--" + name.replace("_", "-")
-    return f"{option} {settings[name]}" if name in settings else f"no {option}"
 
 
 def _restore_finished(state: Path, stage: Stage) -> bool:

@@ -14,7 +14,7 @@ from torch.optim import Adam, Optimizer
 from torch.utils.data import Dataset
 
 from annotate.errors import UserError
-from annotate.progress import note
+from annotate.progress import Stopwatch, note
 from annotate.workspace import Workspace
 from generate.augment import augment
 from generate.checkpoint import save_model
@@ -29,7 +29,8 @@ from generate.losses import adversarial_sum, balanced_weights, class_wise_loss, 
 from generate.perceptual import find_perceptual
 from generate.presets import CodesSettings, MaskCodesSettings, PaintingCodesSettings
 from generate.texture import texture_loss
-from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
+from generate.train import Figures, Stage, fit_stage
+from generate.training_state import fingerprint, finish, up_to_date
 from generate.vqgan import VQGAN
 
 LOST = 0.1  # IoU of a class through the mask codes, below which it is as good as gone

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from annotate.errors import UserError
-from annotate.progress import note
+from annotate.progress import Stopwatch, note
 from annotate.workspace import Workspace
 from generate.checkpoint import load_vqgan, save_model
 from generate.data import held_out_keys, load_masks, load_pictures
@@ -22,7 +22,8 @@ from generate.likelihood import nats_a_token
 from generate.losses import next_token_loss
 from generate.presets import TransformerSettings
 from generate.tokens import Tokens, Windows, cut_to_tokens, held_out_windows
-from generate.train import Figures, Stage, Stopwatch, fingerprint, finish, fit_stage, up_to_date
+from generate.train import Figures, Stage, fit_stage
+from generate.training_state import fingerprint, finish, up_to_date
 from generate.vqgan import VQGAN
 from generate.working_copies import CopiedAdamW
 

@@ -8,7 +8,6 @@ is replaced by their suffix), masks/shifted as `segmentation_root`, and `shift_s
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from annotate.errors import UserError
 from annotate.files import write_json, write_whole
 from annotate.masks import Encoding, mask_texts, read_mask, shift, write_mask
 from annotate.paintings import Painting, read_index
-from annotate.progress import progress
+from annotate.progress import Stopwatch, progress
 from annotate.workspace import Workspace
 from segment.config import ConvertConfig
 from segment.layout import write_layout
@@ -48,7 +47,7 @@ def convert(workspace: Workspace, config: ConvertConfig) -> ConvertResult:
     Raises:
         UserError: no masks at all, or an id without a channel; the line names the file and the n_labels.
     """
-    started = time.monotonic()
+    watch = Stopwatch()
     index = read_index(workspace)
     sources = _sources(workspace, index)
     if not sources:
@@ -81,7 +80,7 @@ def convert(workspace: Workspace, config: ConvertConfig) -> ConvertResult:
         len(done) - hand,
         len(index) - len(sources),
         len(held_out),
-        round(time.monotonic() - started, 1),
+        watch.seconds(),
         tuple(problems),
     )
 

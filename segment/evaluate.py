@@ -6,7 +6,6 @@ parts, and what that teaches about right and wrong is carried over to the pseudo
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from annotate.classes import ClassTable
 from annotate.errors import UserError
 from annotate.masks import Encoding, mask_encoding, read_mask, unshift
-from annotate.progress import note, progress
+from annotate.progress import Stopwatch, note, progress
 from annotate.workspace import Workspace
 from segment.calibrate import LEVELS, Calibration, Quality, count_labels, count_pixels, estimate
 from segment.config import EvaluateConfig
@@ -73,7 +72,7 @@ def evaluate(workspace: Workspace, config: EvaluateConfig, device: str = "auto")
     Raises:
         UserError: too few masks, or as `cross_validate` and `against_truth`.
     """
-    started = time.monotonic()
+    watch = Stopwatch()
     classes = workspace.settings().classes
     thresholds: NDArray[np.int64] = np.zeros(len(classes), np.int64)
     learnt: Calibration | None = None
@@ -100,7 +99,7 @@ def evaluate(workspace: Workspace, config: EvaluateConfig, device: str = "auto")
         else {},
         quality,
         tuple(sorted(sureness, key=lambda key: (sureness[key], key))),
-        round(time.monotonic() - started, 1),
+        watch.seconds(),
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ from annotate.errors import UserError
 from annotate.files import whole_file
 from annotate.masks import CHUNK, MEAN_CONFIDENCE, Encoding, mask_texts, read_levels, write_mask
 from annotate.paintings import Painting, load_painting, read_index
-from annotate.progress import note, progress
+from annotate.progress import Stopwatch, note, progress
 from annotate.workspace import Workspace
 from segment.calibrate import LEVELS
 from segment.config import LabelConfig
@@ -82,7 +81,7 @@ def pseudo_label(workspace: Workspace, config: LabelConfig, device: str = "auto"
     Raises:
         UserError: no paintings, no model, a model of other classes, or no such device.
     """
-    started = time.monotonic()
+    watch = Stopwatch()
     crew = join()
     index = read_index(workspace)
     segmenter = load(workspace, own_device(choose_device(device), crew))
@@ -103,7 +102,7 @@ def pseudo_label(workspace: Workspace, config: LabelConfig, device: str = "auto"
         dict(zip(segmenter.classes.names, levels, strict=True)),
         asdict(config),
         tuple(one.key for one in sorted(every, key=lambda one: (one.confidence, one.key))),
-        round(time.monotonic() - started, 1),
+        watch.seconds(),
         tuple(lines),
     )
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import shutil
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from annotate.errors import UserError
 from annotate.files import whole_file, write_json
 from annotate.masks import LEARNT_FROM, mask_digests
 from annotate.paintings import read_index
-from annotate.progress import note, progress
+from annotate.progress import Stopwatch, note, progress
 from annotate.workspace import Workspace
 from segment.config import TrainConfig
 from segment.crops import Crops, Stretches
@@ -79,7 +78,7 @@ def train(
         UserError: no usable masks, weights that are not there, no such device, a loss that is not finite, or
             too little memory.
     """
-    started = time.monotonic()
+    watch = Stopwatch()
     where = choose_device(device)
     if where.type == "cuda" and config.devices > torch.cuda.device_count():
         raise UserError(
@@ -126,7 +125,7 @@ def train(
     write_json(folder / LEARNT_FROM, masks)
     (folder / STATE).unlink(missing_ok=True)
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    seconds = round(time.monotonic() - started, 1)
+    seconds = watch.seconds()
     return TrainResult(
         str(folder), len(samples), len(check), config.steps, seconds, fitted.loss, fitted.miou, True
     )

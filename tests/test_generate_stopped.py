@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toy_paintings import toy_workspace
 
-from generate.train import STATE
+from generate.training_state import STATE
 
 SMALL = (
     "--steps 24 --save-every 2 --batch 2 --crop 16 --smallest-side 0 --channel-multipliers 1,1 --codebook-size 8 "

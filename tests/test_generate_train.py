@@ -32,9 +32,10 @@ from generate.losses import detail_loss
 from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER, MaskCodesSettings, PaintingCodesSettings
 from generate.presets import TransformerSettings as Transformer
 from generate.tokens import Tokens, Windows
-from generate.train import STATE, Stage, fit_stage
+from generate.train import Stage, fit_stage
 from generate.train_codes import MaskStage, train_mask_codes, train_painting_codes
 from generate.train_transformer import TransformerStage, train_transformer
+from generate.training_state import STATE
 from generate.vqgan import VQGAN
 from generate.working_copies import CopiedAdamW
 
