@@ -95,6 +95,14 @@ def test_the_same_recipe_gives_the_same_painting(
     assert second.stat().st_mtime_ns == stamp
 
 
+def test_speed_counts_the_paintings_that_had_to_be_painted_along(workspace: Workspace, tmp_path: Path) -> None:
+    painted(workspace, tmp_path / "two", "--mask", "p0", "--count", "2")
+    words = ("--recipe", str(tmp_path / "two" / "p0-seed0-01.png"), "--out", str(tmp_path / "one"), "--json")
+    result = json.loads(sample(workspace, *words).stdout)
+    assert len(result["samples"]) == 1
+    assert result["tokens_a_second"] * result["seconds"] == pytest.approx(2 * result["tokens"])
+
+
 def test_a_recipe_that_cannot_be_painted_is_one_line(workspace: Workspace, tmp_path: Path) -> None:
     good = painted(workspace, tmp_path / "good", "--mask", "p0")
     recipe = json.loads(good.with_suffix(".json").read_text())
