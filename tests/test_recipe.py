@@ -95,7 +95,9 @@ def test_the_same_recipe_gives_the_same_painting(
     assert second.stat().st_mtime_ns == stamp
 
 
-def test_speed_counts_the_paintings_that_had_to_be_painted_along(workspace: Workspace, tmp_path: Path) -> None:
+def test_speed_counts_the_paintings_that_had_to_be_painted_along(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     painted(workspace, tmp_path / "two", "--mask", "p0", "--count", "2")
     words = ("--recipe", str(tmp_path / "two" / "p0-seed0-01.png"), "--out", str(tmp_path / "one"), "--json")
     result = json.loads(sample(workspace, *words).stdout)
