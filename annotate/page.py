@@ -28,9 +28,9 @@ h1 { font: 600 34px/1.15 Georgia, "Times New Roman", serif; margin: 12px 0 6px; 
 h2 { font: 600 23px/1.25 Georgia, "Times New Roman", serif; margin: 46px 0 8px; }
 p { margin: 6px 0 14px; max-width: 72ch; } .soft { color: var(--soft); }
 code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 10px; margin: 14px 0; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }
-.card b { display: block; font-size: 23px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 10px; margin: 14px 0; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px; }
+.card b { display: block; font-size: 20px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: 13px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 15px; }
 th, td { text-align: left; padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -165,11 +165,13 @@ def shrink(pixels: Pixels, side: int = 640) -> Pixels:
 
 
 def duration(seconds: float) -> str:
-    """`8.2 s`, `3 min 20 s`, `2 h 05 min`."""
+    """`8.2 s`, `3 min 20 s`, `36 min`, `2 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if seconds < 600:
+        return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _cell(value: str | float | int | None) -> str:

@@ -232,7 +232,7 @@ def test_figures_are_rounded_and_named() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 00 s"), (3725, "1 h 02 min")],
+    [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 00 s"), (2168, "36 min"), (3725, "1 h 02 min")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
