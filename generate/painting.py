@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -143,7 +143,7 @@ def paint_tokens(
 Steps = Generator[Pass | None, Any, None]  # passes that are asked for; their logits are sent
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Running:
     """Windows under way."""
 
@@ -198,8 +198,8 @@ class _Canvas:
         while True:
             # a GPU replays recorded passes, each of one session
             while not (running and self.decoder.rooms):
-                waiting = not any(one.asks for one in running)  # for one that had no room: now it gets some
-                group = self.schedule.next(SEQUENCES if waiting else (SEQUENCES - self.rows) // self.each)
+                stuck = not any(one.asks for one in running)  # by one that had no room: now it gets some
+                group = self.schedule.next(SEQUENCES if stuck else (SEQUENCES - self.rows) // self.each)
                 if group is None:
                     break
                 steps = self._paint_group(group)
@@ -207,14 +207,18 @@ class _Canvas:
                 self.rows += running[-1].rows
             if not running:
                 return
-            asked = [one.asks for one in running if one.asks is not None]
-            assert asked, "the first of all windows waits for nothing"
-            logits, self.news, under_way, running = iter(self.decoder.run(asked)), 0, running, []
-            for one in under_way:
+            asking = [(one, one.asks) for one in running if one.asks is not None]
+            assert asking, "the first of all windows waits for nothing"
+            logits, self.news = self.decoder.run([asks for _, asks in asking]), 0
+            for (one, _), told in zip(asking, logits, strict=True):
                 try:
-                    running.append(replace(one, asks=one.steps.send(next(logits) if one.asks else None)))
+                    one.asks = one.steps.send(told)
                 except StopIteration:  # all of it is painted
+                    running.remove(one)
                     self.rows -= one.rows
+            for one in running:
+                if one.asks is None:  # what it waits for may be what others have just painted
+                    one.asks = one.steps.send(None)
             yield self.news
 
     def _paint_group(self, group: Group) -> Steps:
