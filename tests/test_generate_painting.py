@@ -10,13 +10,15 @@ import pytest
 import torch
 from golden_models import GRIDS, transformer, vector
 from numpy.typing import NDArray
+from skimage.filters import gaussian
 from torch import Tensor
 
 from generate import painting
+from generate.config import GPTConfig
 from generate.decoding import Decoder, KeptSessions, Session
 from generate.drafting import Luck
 from generate.gpt import GPT
-from generate.painting import Chance, paint_tokens
+from generate.painting import Chance, Given, paint_tokens
 from generate.projection import Precision, largest_int8_weight, projection
 from generate.scheduling import Group, Schedule
 from generate.window import block_waves, exact_waves, local
@@ -180,6 +182,22 @@ def test_windows_share_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     paint_tokens(decoder, torch.zeros(1, 32, 48, dtype=torch.long), Chance(), 8, advance=passes.append)
     assert len(passes) < 32 * 48 / 3
     assert sum(passes) == 32 * 48
+
+
+@pytest.mark.parametrize("seed", [95, 101, 115, 229])
+def test_windows_that_wait_for_each_other_all_go_on(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions of any shape are kept. With these, one window had to wait for another that was asked behind it."""
+    torch.manual_seed(0)
+    decoder = Decoder(GPT(GPTConfig(vocab_size=16, block_size=32, layers=1, heads=2, width=16)).eval())
+    random = np.random.default_rng(seed)
+    size = tuple(int(random.integers(8, 16)) for _ in range(2))
+    keep = torch.from_numpy(gaussian(random.normal(size=size), random.uniform(1, 3)) > 0)
+    mask_tokens, kept = (torch.from_numpy(random.integers(0, 16, (1, *size))) for _ in range(2))
+    chance, given = Chance(1.0, 3, seed), Given(kept[0], keep)
+    tokens = paint_tokens(decoder, mask_tokens, chance, 2, given=given).tokens
+    assert torch.equal(tokens[:, keep], kept[:, keep])
+    monkeypatch.setattr(painting, "SEQUENCES", 1)  # one window at a time
+    assert torch.equal(paint_tokens(decoder, mask_tokens, chance, 2, given=given).tokens, tokens)
 
 
 def test_rows_follow_each_other_at_a_distance() -> None:
