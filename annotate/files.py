@@ -27,11 +27,7 @@ def whole_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        os.fchmod(handle, mode)
-        os.close(handle)
+        temporary = _beside(path, mode)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -44,12 +40,26 @@ def whole_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(
-                f"{path}: cannot be written ({error.strerror}); mend the permissions or choose another --workspace"
+                f"{path}: cannot be written ({error.strerror}); mend the permissions or choose another folder"
             ) from error
         raise
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path, mode: int) -> Path:
+    """An empty file in the folder of `path`, which is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.parent)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"{path.parent}: no folder can be made there ({error.strerror}); choose another"
+        ) from error
+    os.fchmod(handle, mode)
+    os.close(handle)
+    return Path(name)
 
 
 def write_whole(path: Path, content: bytes | str, mode: int = 0o644) -> None:

@@ -143,7 +143,7 @@ def read_mask(path: Path, encoding: Encoding, foreign: Encoding | None = None) -
             ids = np.array(image, dtype=np.uint8)
         except (OSError, SyntaxError, ValueError, struct.error) as error:
             raise UserError(
-                f"{path}: damaged mask ({error}); delete it and run the step that wrote it"
+                f"{path}: damaged mask ({error}); put a sound one there, or delete it and run the step that wrote it"
             ) from error
     if found is None:
         if foreign is None:
@@ -189,7 +189,9 @@ def _check_end(path: Path) -> None:
     with path.open("rb") as stream:
         stream.seek(-min(12, path.stat().st_size), 2)
         if stream.read() != b"\0\0\0\0IEND\xaeB`\x82":
-            raise UserError(f"{path}: cut off; delete it and run the step that wrote it")
+            raise UserError(
+                f"{path}: cut off; put a sound one there, or delete it and run the step that wrote it"
+            )
 
 
 def _open(path: Path) -> Image.Image:
@@ -198,4 +200,6 @@ def _open(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such mask") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path}: not a readable PNG; delete it and run the step that wrote it") from error
+        raise UserError(
+            f"{path}: not a readable PNG; put a sound one there, or delete it and run the step that wrote it"
+        ) from error

@@ -93,7 +93,7 @@ def _option(one: dataclasses.Field[Any], hint: Any, preset: bool) -> Callable[[A
     if several:
         hint = typing.get_args(hint)[0]
     shown = "from the preset" if preset else ("none" if one.default is None else str(one.default))
-    shown = "" if (one.default is None or several) and not preset else f"  [default: {shown}]"
+    shown = "" if (one.default in (None, "") or several) and not preset else f"  [default: {shown}]"
     text = about["help"] + shown
     if hint is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", one.name, default=None, help=text)

@@ -64,7 +64,10 @@ class Workspace:
         Raises:
             UserError: a name that would lie outside the folder (absolute, or with `..`).
         """
-        return self.compositions / f"{safe_key(name)}.png"
+        try:
+            return self.compositions / f"{safe_key(name)}.png"
+        except UserError as error:
+            raise UserError(f"{name!r}: would lie outside compositions/; choose another --name") from error
 
     def masks(self, kind: str) -> Path:
         """Folder of `hand`, `pseudo`, `confidence` or `shifted` masks."""

@@ -43,10 +43,14 @@ def sample_command(workspace: Workspace, as_json: bool, device: str, config: Sam
     from generate.sample import sample
 
     result = sample(workspace, config, device)
-    lines = [f"{one.path}  {one.size[0]} x {one.size[1]}" for one in result.samples]
-    lines.append(
-        f"{result.tokens} tokens each, {result.tokens_a_second:.0f} tokens/s, {result.seconds:.1f} s"
-    )
+    lines = [
+        f"{one.path}  {one.size[0]} x {one.size[1]}{'' if one.painted else '  there already'}"
+        for one in result.samples
+    ]
+    if any(one.painted for one in result.samples):
+        lines.append(
+            f"{result.tokens} tokens each, {result.tokens_a_second:.0f} tokens/s, {result.seconds:.1f} s"
+        )
     emit(result, as_json, "\n".join(lines))
 
 

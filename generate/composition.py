@@ -8,6 +8,8 @@ because a generator has little to go by where its painter never went.
 from __future__ import annotations
 
 import contextlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +71,8 @@ class Habits:
     def __init__(self, keys: Sequence[str], grids: Ids, names: dict[int, str]) -> None:
         self.keys, self.grids, self.names = keys, grids, names
         self.ids = [int(one) for one in np.unique(grids) if one]
-        labelled = [grid for grid in grids if np.count_nonzero(grid) > 0.2 * grid.size]
-        self.looks = [_look(grid, self.ids) for grid in labelled]
+        self.labelled = [grid for grid in grids if np.count_nonzero(grid) > 0.2 * grid.size]
+        self.looks = [_look(grid, self.ids) for grid in self.labelled]
 
     @property
     def ground(self) -> list[int]:
@@ -84,7 +86,7 @@ class Habits:
 
     def horizons(self) -> list[float]:
         """How high the ground reaches in each painting."""
-        return [_horizon(grid, self.ground) for grid in self.grids]
+        return [_horizon(grid, self.ground) for grid in self.labelled]
 
     def departures(self, grid: Ids) -> list[str]:
         """In words, what this grid shows that the paintings do not; the largest departure first."""
@@ -247,11 +249,10 @@ def _read_cache(path: Path) -> dict[str, tuple[str, Ids]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             keys, stamps, grids = file["keys"].tolist(), file["stamps"].tolist(), file["grids"]
-    except (OSError, ValueError, KeyError, EOFError):  # none yet, or damaged: made anew
-        return {}
-    if grids.shape[1:] != (SIDE, SIDE):
-        return {}
-    return {key: (stamp, grid) for key, stamp, grid in zip(keys, stamps, grids, strict=True)}
+        found = {key: (stamp, grid) for key, stamp, grid in zip(keys, stamps, grids, strict=True)}
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return {}  # none yet, or damaged: made anew
+    return found if grids.shape[1:] == (SIDE, SIDE) else {}
 
 
 def _look(grid: Ids, ids: Sequence[int]) -> _Look:

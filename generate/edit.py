@@ -21,7 +21,14 @@ from annotate.server import Login
 from annotate.studio import Studio
 from annotate.tasks import Task, Upload
 from annotate.workspace import Workspace
-from generate.compose import Composed, read_composition, write_composition
+from generate.compose import (
+    BY_HAND,
+    Composed,
+    composition_to_write,
+    mask_file,
+    read_composition,
+    write_composition,
+)
 from generate.compose_config import EditConfig
 
 Ids = NDArray[np.uint8]
@@ -41,18 +48,17 @@ class Editing:
 def push_composition(workspace: Workspace, mask: str, config: EditConfig) -> Editing:
     """Send a composition to Label Studio, its classes drawn as brush regions; one that is there is not sent again.
 
-    Beneath lies the painting, where the mask is a painting's, otherwise the classes in their colours. The
-    composition is written to `compositions/NAME.png` as it is now.
+    Beneath lies the painting, where the mask is a painting's, otherwise the classes in their colours. A composition
+    that is sent is written to `compositions/NAME.png` as it is now.
 
     Raises:
         UserError: no such mask, a class that is not in tool.toml, another composition of this name there.
     """
     name = edit_name(workspace, mask, config)
-    made_of, shifted = read_composition(workspace, mask)
+    path = composition_to_write(workspace, name)
+    made_of, shifted = read_composition(workspace, mask, config.encoding)
     raw, classes = unshift(shifted), workspace.settings().classes
     classes.to_index(raw)  # every id is a class that can be drawn
-    if made_of != name:
-        write_composition(workspace, name, raw, f"{made_of}, to be repainted by hand", check=False)
     shown = _backdrop(workspace, mask, raw, classes)
     upload = Upload(name, _digest(raw), shown.content, shown.suffix, shown.size)
     studio = connect(workspace, config.url)
@@ -67,6 +73,8 @@ def push_composition(workspace: Workspace, mask: str, config: EditConfig) -> Edi
             )
         sent = task is None
         if task is None:
+            if mask_file(workspace, mask) != path:
+                write_composition(workspace, name, raw, f"{made_of}, to be repainted by hand", check=False)
             studio.add(project, [upload])
             task = _task(studio, project, name)
             assert task is not None, "it was added a moment ago"
@@ -84,21 +92,18 @@ def pull_composition(workspace: Workspace, mask: str, config: EditConfig) -> Com
     Raises:
         UserError: it was not sent, nothing was submitted, or a region that cannot be drawn.
     """
-    name = edit_name(workspace, mask, config)
-    path = workspace.composition(name)
-    missing = UserError(
-        f"{name}: is not in Label Studio; send it with `tool generate compose edit MASK --name {name}`"
-    )
-    if not path.exists():
-        raise missing
-    size = read_mask(path, Encoding.RAW).shape
+    names = dict.fromkeys([config.name or mask, edit_name(workspace, mask, config)])
     classes = workspace.settings().classes
     studio = connect(workspace, config.url)
     try:
         project = studio.compositions_project(workspace, make=False)
-        task = None if project is None else _task(studio, project, name)
+        found = {} if project is None else {one.key: one for one in studio.tasks(project)}
+        name, task = next(((one, found[one]) for one in names if one in found), (next(reversed(names)), None))
         if task is None:
-            raise missing
+            raise UserError(
+                f"{name}: is not in Label Studio; send it with `tool generate compose edit MASK --name {name}`"
+            )
+        size = _size(workspace, name, task)
         (work,) = gather([task])
         if not work.submitted:
             raise UserError(f"{name}: nothing was submitted (task {task.id}); press Submit or Update there")
@@ -106,17 +111,17 @@ def pull_composition(workspace: Workspace, mask: str, config: EditConfig) -> Com
     finally:
         studio.close()
     try:
-        found = class_map(result, (size[0], size[1]), classes)
+        drawn = class_map(result, size, classes)
     except ValueError as error:
         raise UserError(
             f"{name} (task {task.id}): {error}; mend it in Label Studio and pull again"
         ) from error
-    if found.unknown or found.problems:
-        wanted = [f"no class {label!r} in tool.toml" for label in found.unknown]
+    if drawn.unknown or drawn.problems:
+        wanted = [f"no class {label!r} in tool.toml" for label in drawn.unknown]
         raise UserError(
-            f"{name} (task {task.id}): {'; '.join([*wanted, *found.problems])}; mend it and pull again"
+            f"{name} (task {task.id}): {'; '.join([*wanted, *drawn.problems])}; mend it and pull again"
         )
-    return write_composition(workspace, name, found.ids, f"{name}, repainted by hand", config.check)
+    return write_composition(workspace, name, drawn.ids, name + BY_HAND, config.check, by_hand=True)
 
 
 def edit_name(workspace: Workspace, mask: str, config: EditConfig) -> str:
@@ -126,6 +131,17 @@ def edit_name(workspace: Workspace, mask: str, config: EditConfig) -> str:
     if not mask.lower().endswith(".png") and workspace.composition(mask).exists():
         return mask
     return f"{mask.rsplit('/', 1)[-1].removesuffix('.png')}-edited"
+
+
+def _size(workspace: Workspace, name: str, task: Task) -> tuple[int, int]:
+    """(H, W) of the composition that was sent."""
+    path = workspace.composition(name)
+    if not path.exists():
+        if task.size is None:
+            raise UserError(f"{path}: is gone, and Label Studio does not know its size; compose it again")
+        return task.size
+    height, width = read_mask(path, Encoding.RAW).shape
+    return height, width
 
 
 def _task(studio: Studio, project: int, name: str) -> Task | None:

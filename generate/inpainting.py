@@ -98,24 +98,15 @@ def read_repaint(
             f"{path}: {painting.shape[0]} x {painting.shape[1]} (H x W), but the mask has "
             f"{ids.shape[0]} x {ids.shape[1]}; both must lie on one another"
         )
-    if regions:
-        region = read_regions(regions, unshift(ids), classes)
-        if own is not None and own.shape == ids.shape:  # what was of the class, and what is to be
-            region |= read_regions_of(regions, own, classes)
-        return Repaint(path, painting, region)
+    if regions:  # what was of a class, and what is to be
+        before = unshift(own) if own is not None and own.shape == ids.shape else None
+        return Repaint(path, painting, read_regions(regions, unshift(ids), classes, before))
     if own is None or own.shape != ids.shape or (own == ids).all():
         raise UserError(
             "--from: nothing to repaint; add --repaint with a class, a box such as 0,0,50%,100%, or a PNG, "
             "or a --mask that differs from the painting's own"
         )
     return Repaint(path, painting, own != ids)
-
-
-def read_regions_of(regions: Sequence[str], own: Ids, classes: ClassTable) -> NDArray[np.bool_]:
-    """The classes among the regions, where the painting itself has them."""
-    raw = unshift(own)
-    named = [classes.by_name[text].id for text in regions if text in classes.by_name]
-    return np.isin(raw, named)
 
 
 def painting_file(workspace: Workspace, name: str) -> Path:
@@ -132,24 +123,41 @@ def own_mask(workspace: Workspace, name: str) -> tuple[str, Ids] | None:
     """The mask that a painting was painted from, or was given in the workspace: (its name, (H, W) shifted ids)."""
     from generate.compose import read_composition
 
-    if not Path(name).is_file():
-        painting_file(workspace, name)
-        return read_composition(workspace, name) if name in workspace.keys_with_mask("shifted") else None
-    recipe = recipe_inside(Path(name))
-    if recipe is None or PACKED not in recipe:
-        return None
-    return str(recipe["mask_name"]), unpack(recipe[PACKED])
+    path = painting_file(workspace, name)
+    index = read_index(workspace) if workspace.index_file.exists() else {}
+    for key, one in index.items():
+        file = one.file(workspace)
+        if file.name == path.name and file.exists() and file.samefile(path):
+            return read_composition(workspace, key) if key in workspace.keys_with_mask("shifted") else None
+    try:
+        recipe = recipe_inside(path) or {}
+        return str(recipe["mask_name"]), unpack(recipe[PACKED])
+    except (UserError, ValueError, TypeError, KeyError):
+        return None  # no painting of ours, or not any more
 
 
-def repaint_of_recipe(about: dict[str, Any]) -> Repaint:
-    """The painting and region that a recipe names.
+def repaint_of_recipe(workspace: Workspace, about: dict[str, Any]) -> Repaint:
+    """The painting and region that a recipe names; the painting may have moved with its workspace.
 
     Raises:
         UserError: the painting is gone or was changed.
+        ValueError: the region is another than the recipe says, or does not fit the painting.
     """
-    path = Path(about["path"])
-    painting = load_painting(path)
-    found = Repaint(path, painting, unpack(about[PACKED]) > 0)
-    if found.recipe()["painting_sha256"] != about["painting_sha256"]:
-        raise UserError(f"{path}: is not the painting any more that the recipe repaints")
-    return found
+    named = Path(about["path"])
+    index = read_index(workspace) if workspace.index_file.exists() else {}
+    kept = [one.file(workspace) for one in index.values()]
+    places = [named, workspace.samples / named.name, *(one for one in kept if one.name == named.name)]
+    for path in places:
+        if not path.is_file():
+            continue
+        found = Repaint(path, load_painting(path), unpack(about[PACKED]) > 0)
+        recipe = found.recipe()
+        if recipe["painting_sha256"] != about["painting_sha256"]:
+            continue
+        if recipe["region_sha256"] != about["region_sha256"] or not found.region.any():
+            raise ValueError("its region is another than it says")
+        if found.region.shape != found.painting.shape[:2]:
+            raise ValueError("its region has another size than the painting")
+        return found
+    state = "is not the painting any more" if named.is_file() else "is not there, the painting"
+    raise UserError(f"{named}: {state} that the recipe repaints; put it back")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from annotate.errors import UserError
+from annotate.progress import note
 from generate.recipe import write_unfinished
 
 Pixels = NDArray[np.uint8]
@@ -46,6 +52,7 @@ class Live:
     _tokens: Tensor | None = None  # (B, h, w) theirs, so far
     _painted: Tensor | None = None  # (h, w)
     _shown: int = 0  # tokens of a painting at the last preview
+    _given: int = 0  # those that stood before it began
 
     def advance(self, tokens: int) -> None:
         """Count tokens; the bar moves ten times a second at most, for a fast machine paints thousands."""
@@ -86,30 +93,58 @@ class Live:
         """See the canvases so far; what is given are views that go on changing."""
         if self._tokens is None:
             self._tokens, self._painted = tokens[self._part], painted
-            self._shown = int(painted.sum())
+            self._shown = self._given = int(painted.sum())
         if self.every and (count := int(painted.sum())) - self._shown >= self.every and not painted.all():
             self._shown = count
             self._write(preview_path)
 
     def _leave(self) -> str:
-        if self._tokens is None or self._painted is None or not self._painted.any():
+        if self._tokens is None or self._painted is None or int(self._painted.sum()) == self._given:
             return "interrupted before anything was painted; nothing was written"
         self._write(unfinished_path)
-        share = f"{int(self._painted.sum())} of {self._painted.numel()} tokens"
+        share = f"{int(self._painted.sum()) - self._given} of {self._painted.numel() - self._given} tokens"
         paths = ", ".join(str(unfinished_path(path)) for path, _ in self._now)
         return f"interrupted at {share}; the canvas so far: {paths} (the same command paints it anew)"
 
     def _write(self, name: Callable[[Path], Path]) -> None:
         assert self._tokens is not None, "there is something to write"
         assert self._painted is not None, "it comes with the tokens"
+        cells = self._painted.numpy()
+        nearest = distance_transform_edt(~cells, return_distances=False, return_indices=True)
         for (path, recipe), tokens in zip(self._now, self._tokens, strict=True):
-            canvas = self.finish(tokens)
-            cells = self._painted.numpy()
+            # the decoder's norms look at the whole canvas: what is not painted is as what is painted beside it
+            canvas = self.finish(tokens[tuple(torch.from_numpy(nearest))])
             there = np.kron(cells, np.ones((self.cell, self.cell), np.bool_))
             there = there[: canvas.shape[0], : canvas.shape[1], None]
             under = np.full_like(canvas, BLANK) if self.under is None else self.under
             about = {**recipe, "unfinished": int(cells.sum())}
             write_unfinished(name(path), np.where(there, canvas, under), about)
+
+
+@contextlib.contextmanager
+def written_to_the_end() -> Iterator[None]:
+    """Ctrl-C inside waits until all is written that is painted.
+
+    Raises:
+        UserError: it was pressed.
+    """
+    pressed = list[int]()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if not pressed:
+            note("writing what is painted; then it stops")
+        pressed.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals arrive in the main one
+        yield
+        return
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    if pressed:
+        raise UserError("interrupted; what was painted is written, and the same command paints the rest")
 
 
 def preview_path(path: Path) -> Path:

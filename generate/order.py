@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from generate.recipe import PACKED, SETTINGS, digest, pack, read_recipe, unpack
 from generate.sample_config import SampleConfig
 
 Ids = NDArray[np.uint8]
+LONGEST_NAME = 180  # bytes of a file's name that are the mask's; systems take 255
 MOST_TOGETHER = 8  # paintings that share every step; more would take memory and save little time
 
 
@@ -36,7 +37,8 @@ class Order:
 
     @property
     def stem(self) -> str:
-        return f"{Path(self.name).name}-seed{self.config.seed}"
+        name = Path(self.name).name.encode()[:LONGEST_NAME].decode(errors="ignore")
+        return f"{name}-seed{self.config.seed}"
 
     def recipe(self, models: dict[str, str], number: int) -> dict[str, Any]:
         """All that decides the painting, and no more: the same recipe gives the same painting again."""
@@ -60,7 +62,7 @@ def read_order(workspace: Workspace, config: SampleConfig) -> Order:
     """
     if config.recipe is not None:
         _check_alone(config)
-        return _order_of_recipe(config.recipe, config)
+        return _order_of_recipe(workspace, config.recipe, config)
     own = own_mask(workspace, config.from_) if config.from_ else None
     if config.mask:
         name, ids = read_composition(workspace, config.mask, config.encoding)
@@ -78,7 +80,7 @@ def read_order(workspace: Workspace, config: SampleConfig) -> Order:
     return Order(config, name, ids, numbers, repaint)
 
 
-def _order_of_recipe(path: Path, config: SampleConfig) -> Order:
+def _order_of_recipe(workspace: Workspace, path: Path, config: SampleConfig) -> Order:
     """The painting of a recipe again; of the options those count that do not decide what is painted."""
     recipe = read_recipe(path)
     try:
@@ -87,14 +89,22 @@ def _order_of_recipe(path: Path, config: SampleConfig) -> Order:
             raise ValueError("its mask is another than it says")
         _check_settings(recipe)
         settled = replace(config, mask=str(recipe["mask_name"]), **{name: recipe[name] for name in SETTINGS})
-        number, models = int(recipe["number"]), {str(k): str(v) for k, v in recipe["models"].items()}
-        together = tuple(int(one) for one in recipe["together"])
-        if number not in together or len(together) > MOST_TOGETHER:
-            raise ValueError(f"painted together with {recipe['together']}")
-        repaint = repaint_of_recipe(recipe["from"]) if recipe.get("from") else None
+        number, together = recipe["number"], recipe["together"]
+        models = {str(k): str(v) for k, v in recipe["models"].items()}
+        if not _are_numbers(together) or number not in together or len(together) > MOST_TOGETHER:
+            raise ValueError(f"{number!r}, painted together with {together!r}"[:100])
+        repaint = repaint_of_recipe(workspace, recipe["from"]) if recipe.get("from") else None
+        if repaint and repaint.region.shape != ids.shape:
+            raise ValueError("its mask has another size than the painting that it repaints")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a recipe that can be painted ({error})") from error
-    return Order(settled, str(recipe["mask_name"]), ids, (number,), repaint, models, together)
+    return Order(settled, str(recipe["mask_name"]), ids, (number,), repaint, models, tuple(together))
+
+
+def _are_numbers(found: object) -> bool:
+    """Are these paintings' numbers, each once."""
+    whole = isinstance(found, list) and all(type(one) is int and 0 <= one < 2**63 for one in found)
+    return whole and len(set(cast(list[int], found))) == len(cast(list[int], found))
 
 
 def _check_alone(config: SampleConfig) -> None:
@@ -113,7 +123,8 @@ def _check_settings(recipe: dict[str, Any]) -> None:
         if one.name not in SETTINGS:
             continue
         value, kind = recipe[one.name], type(one.default)
-        low, choices = one.metadata["low"], one.metadata["choices"]
+        low, high, choices = (one.metadata[name] for name in ("low", "high", "choices"))
         fits = type(value) is kind or (kind is float and type(value) is int)
-        if not fits or (choices and value not in choices) or (low is not None and value < low):
+        within = fits and (low is None or value >= low) and (high is None or value <= high)
+        if not within or (choices and value not in choices):
             raise ValueError(f"{one.name} {value!r}")

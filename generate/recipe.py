@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,27 @@ def write_unfinished(path: Path, painting: NDArray[np.uint8], recipe: Mapping[st
 
 
 def recipe_beside(path: Path) -> dict[str, Any] | None:
-    """The recipe of a painting that was sampled; None where there is no painting, or one of another origin."""
-    beside = path.with_suffix(".json")
-    return dict(read_json(beside)) if path.exists() and beside.exists() else None
+    """The recipe of a painting that was sampled: beside it, or where that is gone or damaged, inside.
+
+    None where there is no painting, or one of another origin.
+    """
+    if not path.exists():
+        return None
+    return _readable(read_json, path.with_suffix(".json")) or _readable(recipe_inside, path)
+
+
+def mend_recipe(path: Path) -> None:
+    """Write the recipe beside a painting anew, where it is gone or damaged."""
+    inside = _readable(recipe_inside, path)
+    if inside is not None and _readable(read_json, path.with_suffix(".json")) is None:
+        write_json(path.with_suffix(".json"), inside)
+
+
+def _readable(read: Callable[[Path], Any], path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(UserError, OSError):
+        found = read(path)
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -17,7 +17,9 @@ _NUMBER = r"\s*([0-9]+(?:\.[0-9]+)?%?)\s*"
 _BOX = re.compile(rf"{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}", re.ASCII)
 
 
-def read_regions(texts: Sequence[str], raw: NDArray[np.uint8], classes: ClassTable) -> NDArray[np.bool_]:
+def read_regions(
+    texts: Sequence[str], raw: NDArray[np.uint8], classes: ClassTable, before: NDArray[np.uint8] | None = None
+) -> NDArray[np.bool_]:
     """All the regions named, together.
 
     Args:
@@ -25,35 +27,35 @@ def read_regions(texts: Sequence[str], raw: NDArray[np.uint8], classes: ClassTab
             (`0,0,50%,100%` is the upper half); or a PNG of the composition's size that is not 0 there.
         raw: (H, W) raw ids of the composition.
         classes: the workspace's classes.
+        before: (H, W) raw ids of what the composition shall replace: a class counts where either has it.
 
     Returns:
         (H, W)
 
     Raises:
-        UserError: a text that is none of these, a picture of another size, or regions without a pixel.
+        UserError: a text that is none of these, a picture of another size, or one without a pixel.
     """
     found = np.zeros(raw.shape, np.bool_)
     for text in texts:
-        if text == "unlabelled":
-            found |= raw == UNLABELLED
-        elif text in classes.by_name:
-            found |= raw == classes.by_name[text].id
+        region = np.zeros(raw.shape, np.bool_)
+        if text == "unlabelled" or text in classes.by_name:
+            wanted = UNLABELLED if text == "unlabelled" else classes.by_name[text].id
+            region = (raw == wanted) if before is None else (raw == wanted) | (before == wanted)
         elif (box := _BOX.fullmatch(text)) is not None:
             top, left, bottom, right = (
                 _pixels(number, raw.shape[axis % 2]) for axis, number in enumerate(box.groups())
             )
-            found[top:bottom, left:right] = True
+            region[top:bottom, left:right] = True
         elif Path(text).suffix.lower() == ".png":
-            found |= _picture(Path(text), raw.shape)
+            region = _picture(Path(text), raw.shape)
         else:
             raise UserError(
                 f"{text!r}: no region; give a class ({', '.join(classes.names)}, unlabelled), "
                 "a box TOP,LEFT,BOTTOM,RIGHT in pixels or percent, or a PNG"
             )
-    if not found.any():
-        raise UserError(
-            f"{', '.join(texts)}: the composition has no such part; `0,0,50%,100%` is its upper half"
-        )
+        if not region.any():
+            raise UserError(f"{text}: the composition has no such part; `0,0,50%,100%` is its upper half")
+        found |= region
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +24,12 @@ from generate.composition import Checked, check_composition
 from generate.conditioning import OPEN
 from generate.decoding import Decoder
 from generate.gpt import GPT
-from generate.live import Live
+from generate.live import Live, unfinished_path, written_to_the_end
 from generate.memory import freed_memory_kept
 from generate.order import MOST_TOGETHER, Order, read_order
 from generate.painting import Chance, Guidance, paint_tokens
 from generate.projection import Precision
-from generate.recipe import free_path, recipe_beside, write_painting
+from generate.recipe import free_path, mend_recipe, recipe_beside, write_painting
 from generate.sample_config import SampleConfig
 from generate.tiles import decode_tiled, encode_tiled
 from generate.vqgan import VQGAN
@@ -45,6 +47,11 @@ class Sample:
     number: int
     size: tuple[int, int]  # (H, W)
     log_likelihood: float | None  # mean over tokens, nats; None where the painting was there already
+
+    @property
+    def painted(self) -> bool:
+        """Now, and not before."""
+        return self.log_likelihood is not None
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,9 @@ def sample(
     checked = check_composition(workspace, order.ids) if config.check else Checked((), None)
     for line in checked.departures:
         note(f"composition: {line}")
-    works = [_work(order, models, config.out or workspace.samples, number) for number in order.numbers]
+    folder = config.out or workspace.samples
+    _check_folder(folder)
+    works = [_work(order, models, folder, number) for number in order.numbers]
     missing = [one for one in works if _lacks(config, one)]
     started = time.monotonic()
     # windows and tiles come and go, which took a third of the time of a canvas of 1024 x 1024
@@ -143,6 +152,8 @@ def sample(
         }
     spent = time.monotonic() - started
     size, count = (order.ids.shape[0], order.ids.shape[1]), _tokens(models, order)
+    for one in works:
+        mend_recipe(one.path)
     made = (
         Sample(str(one.path), config.seed, one.number, size, done.get(one.number, (0, None))[1])
         for one in works
@@ -206,6 +217,18 @@ def _tokens(models: Models, order: Order) -> int:
     return height * width
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise a UserError, before anything is painted, where paintings cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fits = os.access(folder, os.W_OK | os.X_OK)
+        reason = "" if fits else "no permission"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(f"{folder}: paintings cannot be written there ({reason}); choose another --out")
+
+
 def _lacks(config: SampleConfig, work: _Work) -> bool:
     there = recipe_beside(work.path) is not None
     return not there or (config.save_tokens and not work.path.with_suffix(".npy").exists())
@@ -252,24 +275,25 @@ def _paint(
             ours = slice(first, first + len(now))
             recipes = [one.recipe | {"together": numbers} for one in now]
             named = [(one.path, recipe) for one, recipe in zip(now, recipes, strict=True)]
-            with live.painting(named, ours):
-                painted = paint_tokens(
-                    decoder,
-                    mask_tokens.expand(len(numbers), -1, -1).contiguous(),
-                    chance,
-                    stride,
-                    numbers,
-                    live.advance,
-                    codes.config.codebook_size,
-                    given,
-                    guidance,
-                    live.follow,
-                )
-            likely = painted.log_likelihood[ours].tolist()
-            for one, recipe, tokens, likelihood in zip(
-                now, recipes, painted.tokens[ours], likely, strict=True
-            ):
-                if config.save_tokens:
-                    write_tokens(one.path.with_suffix(".npy"), tokens)
-                write_painting(one.path, finish(tokens), recipe)
+            with contextlib.ExitStack() as writing:
+                with live.painting(named, ours):
+                    painted = paint_tokens(
+                        decoder,
+                        mask_tokens.expand(len(numbers), -1, -1).contiguous(),
+                        chance,
+                        stride,
+                        numbers,
+                        live.advance,
+                        codes.config.codebook_size,
+                        given,
+                        guidance,
+                        live.follow,
+                    )
+                    writing.enter_context(written_to_the_end())
+                for one, recipe, tokens in zip(now, recipes, painted.tokens[ours], strict=True):
+                    if config.save_tokens:
+                        write_tokens(one.path.with_suffix(".npy"), tokens)
+                    write_painting(one.path, finish(tokens), recipe)
+                    unfinished_path(one.path).unlink(missing_ok=True)
+            for one, likelihood in zip(now, painted.log_likelihood[ours].tolist(), strict=True):
                 yield one.number, todo * len(numbers) // len(now), likelihood

@@ -14,7 +14,9 @@ class SampleConfig:
     """Settings of one call of the sampler."""
 
     mask: str = setting("", "Mask to paint from: a PNG, the name of a composition, or the key of a painting.")
-    encoding: str = setting("", "What a foreign PNG holds.", choices=("", "raw", "shifted"))
+    encoding: str | None = setting(
+        None, "What a foreign PNG holds, that does not say it.", choices=("raw", "shifted")
+    )
     size: str | None = setting(
         None, "Canvas HxW in pixels: extends or cuts the composition, never scales it."
     )

@@ -16,7 +16,7 @@ from annotate.masks import Encoding, mask_texts, read_mask, shift, write_mask
 from annotate.workspace import Workspace
 from cli import main
 from demo.scene import SKY, TREES, compose
-from generate.compose import MADE_OF, read_composition
+from generate.compose import MADE_OF, read_composition, write_composition
 
 Ids = NDArray[np.uint8]
 
@@ -106,12 +106,22 @@ def test_what_departs_is_said_and_nothing_is_refused(workspace: Workspace, tmp_p
 def test_bad_input_is_one_line(workspace: Workspace, tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 5), np.uint8)).save(tmp_path / "small.png")
     (tmp_path / "text.png").write_text("not a picture")
+    Image.fromarray(scene(0)).save(tmp_path / "foreign.png")
     assert not (scene(0) == 255).any()
     for words, line in (
         (("original", "nobody"), "neither a PNG, nor a composition, nor a key"),
-        (("original", "../x"), "would lie outside the workspace"),
+        (("original", "../x"), "neither a PNG, nor a composition, nor a key"),
+        (("original", "../x.png"), "../x.png: no such file, and no composition of that name"),
+        (("original", "x" * 300 + ".png"), "no such file"),
+        (
+            ("original", "sub/0", "--name", "../x"),
+            "'../x': would lie outside compositions/; choose another --name",
+        ),
+        (("original", str(tmp_path / "text.png")), "not a readable PNG; put a sound one there"),
+        (("original", str(tmp_path / "foreign.png")), "add --encoding raw or shifted"),
+        (("free", "sub/0", "sky", "0,0,0,9"), "0,0,0,9: the composition has no such part"),
         (("enlarge", "sub/0", "--size", "wide"), "--size wide: give height and width"),
-        (("enlarge", "sub/0", "--by", "100", "--size", "99999x99999"), "more than 100 megapixels"),
+        (("enlarge", "sub/0", "--size", "99999x99999"), "more than 100 megapixels"),
         (("free", "sub/0", "clouds"), "'clouds': no region; give a class (road, water"),
         (("free", "sub/0", "unlabelled"), "the composition has no such part"),
         (("free", "sub/0", "90,0,99,10"), "the composition has no such part"),
@@ -125,7 +135,28 @@ def test_bad_input_is_one_line(workspace: Workspace, tmp_path: Path) -> None:
         assert line in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert run(workspace, "enlarge", "sub/0", "--anchor", "middle").exit_code == 2
+    assert "give one of them" in run(workspace, "enlarge", "sub/0", "--size", "9x9", "--by", "2").stderr
     assert not workspace.compositions.exists()
+
+
+def test_a_foreign_mask_is_composed(workspace: Workspace, tmp_path: Path) -> None:
+    Image.fromarray(scene(0)).save(tmp_path / "foreign.png")
+    foreign = (str(tmp_path / "foreign.png"), "--encoding", "raw", "--margin", "0", "--name", "mine")
+    assert np.array_equal(made(workspace, "original", *foreign)[1], scene(0))
+
+
+def test_what_takes_a_place_is_said_and_hand_work_stays(workspace: Workspace) -> None:
+    made(workspace, "original", "sub/0", "--name", "dusk")
+    result = run(workspace, "enlarge", "sub/0", "--size", "70 x 90", "--name", "dusk")
+    assert result.exit_code == 0
+    assert (
+        "dusk: takes the place of an earlier composition (sub/0, its canvas enlarged by 16" in result.stderr
+    )
+    write_composition(workspace, "dusk", scene(1), "dusk, repainted by hand", False, by_hand=True)
+    result = run(workspace, "enlarge", "sub/0", "--name", "dusk")
+    assert result.exit_code == 1
+    assert "dusk: was repainted by hand, and would be lost; give this one another --name" in result.stderr
+    assert np.array_equal(read_mask(workspace.composition("dusk"), Encoding.RAW), scene(1))
 
 
 @pytest.mark.server
@@ -142,6 +173,13 @@ def test_a_mask_is_repainted_by_hand(remote: Workspace) -> None:
     assert task["url"].endswith(f"data?task={task['task']}")
     again = json.loads(run(remote, "edit", "sub/0", "--name", "dusk", "--json").stdout)
     assert (again["task"], again["sent"]) == (task["task"], False)
+    refused = run(remote, "edit", "dusk", "--name", "sub/0")
+    assert "sub/0: is the key of a painting" in refused.stderr
+    write_mask(remote.mask("shifted", "sub/1"), shift(scene(1, (40, 50))), Encoding.SHIFTED)
+    refused = run(remote, "edit", "sub/1", "--name", "dusk")  # which does not touch what lies there
+    assert "dusk: lies in Label Studio already" in refused.stderr
+    assert np.array_equal(read_mask(remote.composition("dusk"), Encoding.RAW), scene(0))
+    remote.composition("dusk").unlink()  # nor is it needed
     value, ids = made(remote, "edit", "dusk", "--pull")
     assert np.array_equal(ids, scene(0))
     assert value["made_of"] == "dusk, repainted by hand"
@@ -162,6 +200,7 @@ def test_a_mask_is_repainted_by_hand(remote: Workspace) -> None:
     ):
         result = run(remote, *words)
         assert line in result.stderr
+    assert np.array_equal(read_mask(remote.composition("dusk"), Encoding.RAW), changed)  # hand work stays
     write_mask(remote.mask("shifted", "sub/1"), shift(scene(1)), Encoding.SHIFTED)
     other = run(remote, "edit", "sub/1", "--name", "dusk")
     assert other.exit_code == 1

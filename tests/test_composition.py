@@ -146,3 +146,14 @@ def test_a_workspaces_masks_are_looked_at_once(tmp_path: Path) -> None:
     workspace.mask("shifted", "sub/4").write_bytes(b"damaged")
     cache.write_bytes(b"damaged too")
     assert read_habits(workspace).keys == [f"sub/{seed}" for seed in (0, 1, 2, 3, 5)]
+    cache.write_bytes(cache.read_bytes()[:-100])
+    assert read_habits(workspace).keys == [f"sub/{seed}" for seed in (0, 1, 2, 3, 5)]
+
+
+def test_an_unlabelled_mask_teaches_no_horizon() -> None:
+    grids, names = [to_grid(scene(seed)) for seed in range(8)], {one: str(one) for one in range(256)}
+    low = layers((157, 0.98), (149, 0.02))
+    said = Habits([str(n) for n in range(8)], np.stack(grids), names).departures(to_grid(low))
+    assert any(line.startswith("the horizon") for line in said)
+    blank = Habits([str(n) for n in range(9)], np.stack([*grids, np.zeros_like(grids[0])]), names)
+    assert blank.departures(to_grid(low)) == said

@@ -18,15 +18,17 @@ import torch
 from click.testing import CliRunner, Result
 from golden_models import painting_codes, save_models
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from annotate.errors import UserError
 from annotate.masks import Encoding, shift, write_mask
 from annotate.paintings import scan, write_index
 from annotate.workspace import Workspace
 from cli import main
 from generate.data import to_image
 from generate.inpainting import FEATHER, Repaint
-from generate.recipe import digest, free_path, pack, read_recipe, unpack
+from generate.live import BLANK, Live
+from generate.recipe import digest, free_path, pack, read_recipe, unpack, write_painting
 from generate.tiles import encode_tiled
 
 Pixels = NDArray[np.uint8]
@@ -128,6 +130,11 @@ def test_a_recipe_that_cannot_be_painted_is_one_line(workspace: Workspace, tmp_p
         (changed("other", models=other), "painted with another transformer (0123)"),
         (changed("words", seed="many"), "not a recipe that can be painted (seed 'many')"),
         (changed("cold", temperature=-1), "not a recipe that can be painted (temperature -1)"),
+        (changed("long", seed=2**64), f"not a recipe that can be painted (seed {2**64})"),
+        (changed("far", guidance=1e9), "not a recipe that can be painted (guidance 1000000000.0)"),
+        (changed("text", together="0"), "painted together with '0'"),
+        (changed("twice", together=[0, 0]), "painted together with [0, 0]"),
+        (changed("below", number=-1, together=[-1]), "-1, painted together with [-1]"),
     ):
         result = sample(workspace, "--recipe", path, "--out", str(tmp_path / "never"))
         assert result.exit_code == 1, (path, result.output)
@@ -138,6 +145,49 @@ def test_a_recipe_that_cannot_be_painted_is_one_line(workspace: Workspace, tmp_p
         assert result.exit_code == 1
         assert f"the recipe decides this already; leave out {words[0]}" in result.stderr
     assert not (tmp_path / "never").exists()
+
+
+def test_a_recipe_whose_region_was_changed_is_one_line(workspace: Workspace, tmp_path: Path) -> None:
+    recipe = json.loads(
+        painted(workspace, tmp_path, "--from", "p0", "--repaint", "sky").with_suffix(".json").read_text()
+    )
+    for region, line in (
+        (np.zeros(SIZE, np.uint8), "its region is another than it says"),
+        (np.full(SIZE, 255, np.uint8), "its region is another than it says"),
+        (np.full((9, 9), 255, np.uint8), "its region has another size than the painting"),
+    ):
+        about = {**recipe["from"], "mask_png": pack(region)}
+        about |= {"region_sha256": digest(region)} if region.shape == (9, 9) else {}
+        path = tmp_path / "changed.json"
+        path.write_text(json.dumps({**recipe, "from": about}))
+        result = sample(workspace, "--recipe", str(path), "--out", str(tmp_path / "never"))
+        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+        assert line in result.stderr
+
+
+def test_a_recipe_moves_with_its_workspace(workspace: Workspace, tmp_path: Path) -> None:
+    """What it repaints is found by its name and digest."""
+    first = painted(workspace, tmp_path / "first", "--from", "p0", "--repaint", "sky")
+    moved = Workspace(tmp_path / "moved")
+    shutil.copytree(workspace.root, moved.root)
+    recipe = json.loads(first.with_suffix(".json").read_text())
+    recipe["from"]["path"] = str(tmp_path / "before" / "p0.png")
+    first.with_suffix(".json").write_text(json.dumps(recipe))
+    again = painted(moved, tmp_path / "second", "--recipe", str(first.with_suffix(".json")))
+    assert np.array_equal(pixels(again), pixels(first))
+
+
+def test_a_painting_without_its_json_is_there_all_the_same(workspace: Workspace, tmp_path: Path) -> None:
+    """The PNG has the recipe, too; the JSON is written anew."""
+    first = painted(workspace, tmp_path, "--mask", "p0")
+    beside, stamp = first.with_suffix(".json"), first.stat().st_mtime_ns
+    recipe = json.loads(beside.read_text())
+    for damage in (beside.unlink, lambda: beside.write_text("[1]"), lambda: beside.write_text("{")):
+        damage()
+        result = sample(workspace, "--mask", "p0", "--out", str(tmp_path))
+        assert result.stdout.splitlines() == [f"{first}  72 x 88  there already"]
+        assert first.stat().st_mtime_ns == stamp
+        assert json.loads(beside.read_text()) == recipe
 
 
 def test_masks_are_packed_without_loss() -> None:
@@ -215,6 +265,78 @@ def test_inpainting_that_cannot_be_is_one_line(workspace: Workspace, tmp_path: P
         assert line in result.stderr
     assert sample(workspace, "--mask", "p0", "--repaint", "sky").exit_code == 2
     assert not (tmp_path / "never").exists()
+
+
+def test_a_class_that_the_new_mask_lacks_is_painted_anew(workspace: Workspace, tmp_path: Path) -> None:
+    mask = tmp_path / "no-trees.png"
+    ids = np.full(SIZE, 156, np.uint8)
+    ids[48:] = 148
+    write_mask(mask, ids, Encoding.RAW)
+    file = str(workspace.root / "paintings" / "p0.png")  # whose mask the workspace knows
+    words = ("--from", file, "--mask", str(mask), "--repaint", "trees", "--temperature", "2")
+    new, old = pixels(painted(workspace, tmp_path, *words)), pixels(Path(file))
+    assert not np.array_equal(new[16:32, :32], old[16:32, :32])
+    assert np.array_equal(new[32 + FEATHER :], old[32 + FEATHER :])
+    assert sample(workspace, "--from", file, "--repaint", "sky", "--out", str(tmp_path)).exit_code == 0
+
+
+def test_a_picture_with_a_strange_recipe_is_repainted(workspace: Workspace, tmp_path: Path) -> None:
+    for number, text in enumerate(("of a cake", "[1]", '{"mask_png": "AAAA", "mask_name": "x"}')):
+        info = PngImagePlugin.PngInfo()
+        info.add_text("recipe", text)
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels(workspace.root / "paintings" / "p0.png")).save(path, pnginfo=info)
+        words = ("--from", str(path), "--repaint", "sky", "--out", str(tmp_path / "new"))
+        assert "its mask is not known; give --mask" in sample(workspace, *words).stderr
+        assert sample(workspace, *words, "--mask", "p0").exit_code == 0
+
+
+def test_a_folder_that_takes_no_paintings_is_said_before_any_is_painted(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file.png").write_text("in the way")
+    monkeypatch.setattr("generate.sample.paint_tokens", None)  # is not reached
+    for folder in (tmp_path / "file.png", tmp_path / "file.png" / "below", Path("/proc/self/new")):
+        result = sample(workspace, "--mask", "p0", "--out", str(folder))
+        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+        assert f"error: {folder}: paintings cannot be written there" in result.stderr
+        assert "choose another --out" in result.stderr
+
+
+def test_ctrl_c_while_paintings_are_written_loses_none(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real signal, when the first of them is about to be written; an unfinished one goes when its painting comes."""
+    left = tmp_path / "p0-seed0-01-unfinished.png"
+    left.write_bytes(b"of an earlier run")
+
+    def write(path: Path, *rest: Any) -> None:
+        if path.name == "p0-seed0-00.png":
+            os.kill(os.getpid(), signal.SIGINT)
+        write_painting(path, *rest)
+
+    monkeypatch.setattr("generate.sample.write_painting", write)
+    result = sample(workspace, "--mask", "p0", "--count", "3", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-2:] == [
+        "writing what is painted; then it stops",
+        "error: interrupted; what was painted is written, and the same command paints the rest",
+    ]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"p0-seed0-0{n}.png" for n in range(3)]
+
+
+def test_the_canvas_so_far_has_the_colours_of_the_painting(tmp_path: Path) -> None:
+    """What is not painted must not colour what is: here the decoder is a mean of all that it is given."""
+    tokens, cells = torch.zeros(1, 4, 4, dtype=torch.long), torch.zeros(4, 4, dtype=torch.bool)
+    live = Live(lambda *of: None, 1, lambda t: np.full((4, 4, 3), int(t.float().mean()), np.uint8), 1)
+    named = [(tmp_path / "one.png", {"seed": 1})]
+    with pytest.raises(UserError, match="interrupted at 8 of 16 tokens"), live.painting(named):
+        live.follow(tokens, cells)
+        tokens[0, :2], cells[:2] = 90, True
+        raise KeyboardInterrupt
+    canvas = pixels(tmp_path / "one-unfinished.png")
+    assert (canvas[:2] == 90).all()
+    assert (canvas[2:] == BLANK).all()
 
 
 def test_the_new_gives_way_to_the_old_gradually() -> None:
