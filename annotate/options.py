@@ -23,7 +23,7 @@ def setting(
     default: Any,
     help: str,
     *,
-    choices: Sequence[str] = (),
+    choices: Sequence[str | int] = (),
     low: float | None = None,
     high: float | None = None,
     source: str = "",
@@ -33,7 +33,7 @@ def setting(
     Args:
         default: its value when nobody says otherwise.
         help: the option's help text.
-        choices: the only strings allowed.
+        choices: the only strings or numbers allowed.
         low, high: the smallest and largest number allowed.
         source: where the default comes from: a paper's section, or a repository and file.
     """
@@ -100,13 +100,21 @@ def _option(one: dataclasses.Field[Any], hint: Any, preset: bool) -> Callable[[A
     kind: Any = {int: click.INT, float: click.FLOAT, str: click.STRING, Path: click.Path(path_type=Path)}[
         hint
     ]
+    convert = None
     if about["choices"]:
-        kind = click.Choice(list(about["choices"]))
+        kind = click.Choice([str(one) for one in about["choices"]])
+        convert = _to_int if hint is int else None
     elif hint is int and (about["low"] is not None or about["high"] is not None):
         kind = click.IntRange(about["low"], about["high"])
     elif hint is float and (about["low"] is not None or about["high"] is not None):
         kind = click.FloatRange(about["low"], about["high"])
-    return click.option(flag, one.name, type=kind, default=None, multiple=several, help=text)
+    return click.option(
+        flag, one.name, type=kind, callback=convert, default=None, multiple=several, help=text
+    )
+
+
+def _to_int(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else int(value)
 
 
 def workspace_option(command: Command) -> Command:

@@ -36,8 +36,7 @@ class SampleConfig:
     stride: int = setting(
         8,
         "1: every token in its own window, as the reference; 8: a block a window, much faster.",
-        low=1,
-        high=8,
+        choices=(1, 8),
     )
     precision: str = setting(
         "float32",
