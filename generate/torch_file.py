@@ -29,11 +29,14 @@ from generate.inert_pickle import ForbiddenCall, Storage, View, unpickler
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, wanted: str = "the .ckpt of the training") -> dict[str, Tensor]:
     """The tensors of a checkpoint's `state_dict`, or of a bare state dict.
 
     Only these are read; the optimizer's, usually twice as large, stay on disk. Tensors of kinds that no generator
     has (complex, quantised, of eight bits) are left out.
+
+    Args:
+        wanted: what to give instead, for the error.
 
     Raises:
         UserError: missing, damaged, holds no state dict, or its pickle would call something; the line names it.
@@ -45,16 +48,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: refused, its pickle wants to call {error}; get the checkpoint from a source you trust"
         ) from error
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the .ckpt of the training"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give {wanted}") from error
     except _DAMAGE as error:
         line = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(
             f"{path}: not a readable checkpoint ({line}); copy it again from its source"
         ) from error
     if not tensors:
-        raise UserError(f"{path}: holds no state_dict with tensors; give the .ckpt of the training")
+        raise UserError(f"{path}: holds no state_dict with tensors; give {wanted}")
     return tensors
 
 

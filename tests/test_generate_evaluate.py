@@ -231,3 +231,17 @@ def test_without_held_out_paintings_it_says_what_to_do(trained: Workspace, tmp_p
     result = CliRunner().invoke(generate, ["evaluate", "-w", str(workspace.root), "--device", "cpu"])
     assert result.exit_code == 1
     assert "run `tool segment convert --held-out 0.1`" in result.output
+
+
+def test_weights_for_lpips_are_looked_at_before_anything_is_painted(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", "-w", str(trained.root), "--device", "cpu", "--seed", "7"]
+    result = CliRunner().invoke(generate, [*words, "--perceptual", str(tmp_path / "gone.pth")])
+    assert result.exit_code == 1
+    assert "gone.pth: no such file" in result.output
+    assert not list(trained.samples.rglob("*seed7*"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(generate, ["evaluate", "-w", str(tmp_path / "empty"), "--device", "cpu"])
+    assert "no VGG16 weights here: LPIPS is not measured" in result.output
