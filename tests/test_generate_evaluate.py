@@ -92,6 +92,12 @@ def test_wasserstein_is_small_between_like_and_grows_with_difference() -> None:
     assert again[0] == again[1]
 
 
+def test_wasserstein_of_a_set_and_itself_is_nothing_and_of_its_like_what_the_draw_makes() -> None:
+    paintings, alike = ([texture(n) for n in numbers] for numbers in (range(4), range(4, 8)))
+    assert sliced_wasserstein(paintings, [one.copy() for one in paintings]) == [0, 0]
+    assert 0.015 < min(sliced_wasserstein(paintings, alike)) < 0.05
+
+
 def test_a_planted_copy_is_found_where_it_was_taken_and_others_are_not_copies() -> None:
     side = 16
     learnt = {f"painting {n}": texture(n, (40, 64), blur=4) for n in range(4)}
