@@ -115,6 +115,28 @@ def test_a_planted_copy_is_found_where_it_was_taken_and_others_are_not_copies() 
     assert limit.tells_apart
 
 
+@pytest.mark.parametrize("offset", [(0, 0), (4, 4), (4, 0), (3, 5)])
+def test_a_copy_from_between_thumbnail_pixels_is_a_copy(offset: tuple[int, int]) -> None:
+    """A thumbnail pixel is 8 pixels of a crop of 128."""
+    side = 128
+    source, fresh = (texture(n, (301, 333), blur=9) for n in (0, 1))
+    spot = Crop("copy", 152 + offset[0], 160 + offset[1])
+    queries = [(spot, cut(source, spot, side)), (Crop("fresh", 0, 0), cut(fresh, Crop("", 0, 0), side))]
+    copy, other = nearest_crops(queries, [("one", source)], side)
+    assert copy.nearest.key == "one"
+    assert abs(copy.nearest.top - spot.top) <= 2
+    assert abs(copy.nearest.left - spot.left) <= 2
+    assert copy.distance < other.distance / 3
+    assert (copy.distance < 1e-2) == (offset != (3, 5))
+
+
+def test_a_painting_no_larger_than_a_crop_has_one_place() -> None:
+    pixels = texture(0, (128, 131), blur=8)
+    (found,) = nearest_crops([(Crop("a", 0, 0), pixels[:, :128])], [("b", pixels)], 128)
+    assert found.nearest == Crop("b", 0, 0)
+    assert found.distance < 1e-2
+
+
 @pytest.mark.parametrize("distance", [0.0, 1e-6, 0.1])
 def test_exact_copies_are_copies_too(distance: float) -> None:
     """Whether they lie at 0 or a little off it is how a processor rounds."""
