@@ -88,7 +88,9 @@ def import_checkpoint(
     there = [name for name in changed if _occupied(workspace.model(name))]
     if there and not replace:
         which = ", ".join(str(workspace.model(name)) for name in there)
-        raise UserError(f"{which}: there already, and another; add --replace, or choose another --workspace")
+        raise UserError(
+            f"{which}: another model is there already; add --replace, or choose another --workspace"
+        )
     _note_broken(built, checkpoint)
     for name, model in changed.items():  # only when all of them fit
         save_model(workspace.model(name), model, {"source": f"imported from {checkpoint.name}"})
@@ -137,7 +139,7 @@ def _write(checkpoint: Path, state: Mapping[str, Tensor], model: Mapping[str, An
     beside = checkpoint.with_suffix(".yaml")
     text = yaml.safe_dump({"model": dict(model)}, sort_keys=False)
     if beside.exists() and not _holds(beside, text):
-        raise UserError(f"{beside}: there already, and another; move it away or choose another name")
+        raise UserError(f"{beside}: another file is there already; move it away or choose another name")
     with whole_file(checkpoint) as temporary:
         tensors = {name: one.contiguous() for name, one in state.items()}
         torch.save({"state_dict": tensors, "epoch": 0, "global_step": 0}, temporary)

@@ -320,7 +320,9 @@ def test_models_that_are_there_are_not_lost_unasked(
 ) -> None:
     workspace = other_generator(tmp_path)
     before = (workspace.model("painting-codes") / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"painting-codes, .*transformer: there already.* add --replace"):
+    with pytest.raises(
+        UserError, match=r"painting-codes, .*transformer: another model is there already; add --replace"
+    ):
         import_checkpoint(workspace, exported, exported.with_suffix(".yaml"))
     assert (workspace.model("painting-codes") / "model.safetensors").read_bytes() == before
     assert (workspace.model("transformer") / "training.ckpt").exists()
@@ -351,7 +353,7 @@ def test_a_checkpoint_is_not_named_like_its_yaml(trained: Workspace, tmp_path: P
 
 def test_a_foreign_yaml_beside_is_not_overwritten(trained: Workspace, tmp_path: Path) -> None:
     (tmp_path / "out.yaml").write_text("mine")
-    with pytest.raises(UserError, match=r"out\.yaml: there already, and another"):
+    with pytest.raises(UserError, match=r"out\.yaml: another file is there already"):
         export_checkpoint(trained, tmp_path / "out.ckpt")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "out.yaml").unlink()
