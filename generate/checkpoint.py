@@ -105,9 +105,9 @@ def fit(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
     wanted = model.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors:
-            raise UserError(f"{where}: the checkpoint has no {name}; it was made with other sizes")
+            raise UserError(f"{where}: the checkpoint has no {name}, which the config asks for")
         if name not in wanted:
-            raise UserError(f"{where}: the checkpoint's {name} has no place; it was made with other sizes")
+            raise UserError(f"{where}: the checkpoint has {name}, for which the config has no place")
         if wanted[name].shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)}, the config asks for {tuple(wanted[name].shape)}"
             raise UserError(f"{where}: {name} is {shapes}; it was made with other sizes")

@@ -94,8 +94,9 @@ def evaluate_command(workspace: Workspace, as_json: bool, device: str, config: E
     show_default=True,
     help="What a checkpoint of a single VQGAN is.",
 )
+@click.option("--replace", is_flag=True, help="Models that the workspace has already may go.")
 def import_command(
-    workspace: Workspace, as_json: bool, checkpoint: Path, config_file: Path, stage: str
+    workspace: Workspace, as_json: bool, checkpoint: Path, config_file: Path, stage: str, replace: bool
 ) -> None:
     """Take a taming-transformers checkpoint into the workspace, without running any code from it.
 
@@ -105,9 +106,14 @@ def import_command(
     """
     from generate.taming import import_checkpoint
 
-    result = import_checkpoint(workspace, checkpoint, config_file, stage)
+    result = import_checkpoint(workspace, checkpoint, config_file, stage, replace)
     lines = [f"{name}: {count / 1e6:.1f} M parameters" for name, count in result.models.items()]
-    emit(result, as_json, "\n".join([*lines, "next: tool generate sample --mask MASK.png --encoding raw"]))
+    if result.missing:
+        lines.append(f"still missing: {', '.join(result.missing)}; import or train them too")
+        lines.append(f"next: tool generate train {result.missing[0].removesuffix('-codes')}")
+    else:
+        lines.append("next: tool generate sample --mask MASK.png --encoding raw")
+    emit(result, as_json, "\n".join(lines))
 
 
 @generate.command("export")

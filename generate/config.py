@@ -62,7 +62,7 @@ class GPTConfig(_Sizes):
     dropout: float = 0.0  # of embeddings and residual branches (embd_pdrop, resid_pdrop)
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 
     @property

@@ -64,9 +64,10 @@ def evaluate(workspace: Workspace, config: EvaluateConfig, device: str = "auto")
     """Measure everything, write reports/generate-evaluate.html and .json; paintings made before are not made again.
 
     Raises:
-        UserError: no models, no held-out paintings, a true mask that is missing or does not fit.
+        UserError: no models, no held-out paintings, a true mask or VGG16 weights that are missing or do not fit.
     """
     watch, place = Stopwatch(), choose_device(device)
+    lpips = find_perceptual(config.perceptual, "LPIPS is not measured")  # before the long work
     models = load_models(workspace, place)
     side = models.transformer.config.window
     crop = side * models.painting_codes.config.downsampling  # pixels of a window
@@ -83,7 +84,7 @@ def evaluate(workspace: Workspace, config: EvaluateConfig, device: str = "auto")
     result = EvaluateResult(
         report=str(workspace.reports / "generate-evaluate.html"),
         samples=len(painted),
-        reconstruction=_reconstruction(originals, rebuilt, find_perceptual(config.perceptual)),
+        reconstruction=_reconstruction(originals, rebuilt, lpips),
         masks=_masks_kept(held, tokens, models, workspace.settings().classes),
         painting_codebook=_codebook(known + tokens, 1, models.painting_codes.config.codebook_size),
         mask_codebook=_codebook(known + tokens, 0, models.mask_codes.config.codebook_size),

@@ -1,14 +1,17 @@
 """Is a new painting new: how far each lies from the nearest crop of what was learnt from, and what would be a copy.
 
-Crops are compared at 16 x 16 thumbnail pixels, against every place of every painting learnt from, mirrored too. The
+Crops are compared at 16 x 16 thumbnail pixels, against every place of every painting learnt from, half a thumbnail
+pixel apart, mirrored too: a copy from between two places looks like no copy at either. The
 distance is relative to the crops' own contrast: 0 is the same crop, about 1.4 are two that have nothing in common,
 and an empty sky is not a copy of every other empty sky.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -86,26 +89,29 @@ def nearest_crops(
         total: how many paintings these are, for the progress bar.
     """
     wanted = torch.stack([_thumbnail(pixels, side) for _, pixels in queries])  # (Q, 3, SIDE, SIDE)
-    best = torch.full((len(queries),), torch.inf)
+    asked = torch.cat([wanted, wanted.flip(3)]).flatten(1)  # (2 Q, 3 SIDE SIDE)
+    best = [math.inf] * len(queries)
     found: list[Crop | None] = [None] * len(queries)
     with progress("Looking for copies", total) as advance:
         for key, pixels in learnt:
-            factor = side / SIDE
-            thumbnail = _thumbnail(pixels, side)
-            width = thumbnail.shape[2] - SIDE + 1  # places in a row
-            candidates = F.unfold(thumbnail[None], SIDE)[0].t()  # (P, 3 SIDE SIDE)
-            for mirrored in (False, True):
-                asked = wanted.flip(3) if mirrored else wanted
-                distance, place = _distances(asked.flatten(1), candidates).min(1)
-                for n in (distance < best).nonzero()[:, 0].tolist():
-                    top, left = divmod(int(place[n]), width)
-                    found[n] = Crop(key, round(top * factor), round(left * factor), mirrored)
-                best = torch.minimum(best, distance)
+            for part, corner in _places(key, pixels, side):
+                thumbnail = _thumbnail(part, side)
+                width = thumbnail.shape[2] - SIDE + 1  # places in a row
+                candidates = F.unfold(thumbnail[None], SIDE)[0].t()  # (P, 3 SIDE SIDE)
+                distances, places = _distances(asked, candidates).min(1)
+                for row, (distance, place) in enumerate(
+                    zip(distances.tolist(), places.tolist(), strict=True)
+                ):
+                    mirrored, n = divmod(row, len(queries))
+                    if distance < best[n]:
+                        top, left = (round(one * side / SIDE) for one in divmod(place, width))
+                        best[n] = distance
+                        found[n] = Crop(key, corner.top + top, corner.left + left, bool(mirrored))
             advance()
     nearest = [one for one in found if one is not None]
     assert len(nearest) == len(queries), "there is at least one painting, and it is as large as a crop"
     return [
-        Neighbour(crop, near, float(distance))
+        Neighbour(crop, near, distance)
         for (crop, _), near, distance in zip(queries, nearest, best, strict=True)
     ]
 
@@ -114,6 +120,16 @@ def cut(pixels: Pixels, crop: Crop, side: int) -> Pixels:
     """The pixels (side, side, 3) of a crop, mirrored where it is."""
     part = pixels[crop.top : crop.top + side, crop.left : crop.left + side]
     return part[:, ::-1] if crop.mirrored else part
+
+
+def _places(key: str, pixels: Pixels, side: int) -> Iterator[tuple[Pixels, Crop]]:
+    """A painting four times, begun half a thumbnail pixel later or not, cut to whole ones; and where it begins."""
+    half = side // SIDE // 2
+    for top, left in product({0, half}, repeat=2):
+        part = pixels[top:, left:]
+        if min(part.shape[:2]) >= side:
+            height, width = (length * SIDE // side * side // SIDE for length in part.shape[:2])
+            yield part[:height, :width], Crop(key, top, left)
 
 
 def _thumbnail(pixels: Pixels, side: int) -> Tensor:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
 from annotate.errors import UserError
 from annotate.progress import note
+from generate.torch_file import read_state_dict
 
 SLICES = (3, 8, 15, 22, 29)  # the last ReLU of each of VGG16's five levels
 WEIGHTS = VGG16_Weights.IMAGENET1K_V1
@@ -72,36 +73,49 @@ def channel_weights() -> list[Tensor]:
     return [state[f"lin{level}.model.1.weight"].flatten() for level in range(len(SLICES))]
 
 
-def find_perceptual(source: str) -> PerceptualLoss | None:
+def find_perceptual(
+    source: str, without: str = "trained without the perceptual loss"
+) -> PerceptualLoss | None:
     """The loss, where there are weights for it.
 
     Args:
         source: `none`; `auto` (weights that torchvision has fetched before); `fetch` (let torchvision download
             them); or a file with the state dict of torchvision's vgg16, .safetensors or .pth.
+        without: what follows where `auto` finds none, for the note that says so.
 
     Raises:
-        UserError: the file is not there, or holds something else.
+        UserError: the file is not there, or holds something else; there is no network to fetch them.
     """
     if source == "none":
         return None
     if source == "fetch":
-        return PerceptualLoss(
-            dict(WEIGHTS.get_state_dict(progress=False, check_hash=True)), channel_weights()
-        )
+        return PerceptualLoss(_fetch(), channel_weights())
     path = Path(source).expanduser()
     if source == "auto":
         path = Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS.url).name
         if not path.exists():
-            note("no VGG16 weights here: trained without the perceptual loss (--perceptual FILE or fetch)")
+            note(f"no VGG16 weights here: {without} (--perceptual FILE or fetch)")
             return None
     if not path.is_file():
         raise UserError(f"--perceptual {source}: no such file; give VGG16's state dict, auto, fetch or none")
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        return PerceptualLoss(dict(state), channel_weights())
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(f"{path}: not the state dict of torchvision's vgg16 ({line})") from error
+        state = read_state_dict(path, "VGG16's state dict, auto, fetch or none")
+    except UserError as error:
+        raise UserError(f"--perceptual {error.message}") from error
+    try:
+        return PerceptualLoss(state, channel_weights())
+    except RuntimeError as error:
+        line = " ".join(str(error).split("\n", 1)[-1].split())[:120]
+        raise UserError(
+            f"--perceptual {path}: not the state dict of torchvision's vgg16 ({line}); give that, fetch or none"
+        ) from error
+
+
+def _fetch() -> dict[str, Tensor]:
+    try:
+        return dict(WEIGHTS.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError, HTTPException) as error:  # no network, or other bytes than promised
+        raise UserError(
+            f"--perceptual fetch: {WEIGHTS.url} cannot be fetched ({error}); "
+            "fetch it elsewhere and give --perceptual FILE, or none"
+        ) from error

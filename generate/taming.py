@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,22 @@ from torch import Tensor
 
 from annotate.errors import UserError
 from annotate.files import whole_file, write_whole
+from annotate.progress import note
 from annotate.workspace import Workspace
-from generate.checkpoint import fit, load_gpt, load_vqgan, save_model, uninitialised
+from generate.checkpoint import (
+    WEIGHTS,
+    fit,
+    load_gpt,
+    load_vqgan,
+    read_checkpoint,
+    save_model,
+    uninitialised,
+)
 from generate.config import GPTConfig, VQGANConfig
 from generate.gpt import GPT
+from generate.taming_config import STAGES, landmarks, net2net_yaml, parts, read_params, vqgan_yaml
 from generate.torch_file import read_state_dict
+from generate.training_state import STATE
 from generate.vqgan import VQGAN
 
 # prefix in a whole Net2Net's state dict -> model of the workspace
@@ -26,14 +38,15 @@ PREFIXES = {
     "cond_stage_model.": "mask-codes",
     "transformer.": "transformer",
 }
-STAGES = {"painting": "painting-codes", "mask": "mask-codes"}
 
 
 @dataclass(frozen=True)
 class Imported:
-    """Parameters of each model that came in."""
+    """What came in."""
 
-    models: dict[str, int]
+    models: dict[str, int]  # parameters of each
+    replaced: tuple[str, ...]
+    missing: tuple[str, ...]  # what painting still needs
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class Exported:
 
 
 def import_checkpoint(
-    workspace: Workspace, checkpoint: Path, config: Path, stage: str = "painting"
+    workspace: Workspace, checkpoint: Path, config: Path, stage: str = "painting", replace: bool = False
 ) -> Imported:
     """Take a whole Net2Net, or a single VQGAN, into the workspace's models.
 
@@ -54,21 +67,39 @@ def import_checkpoint(
         checkpoint: a Lightning checkpoint of any version, or a bare state dict.
         config: the YAML beside it.
         stage: what a single VQGAN is: painting or mask.
+        replace: other models of these names, trained here or imported, may go.
 
     Raises:
-        UserError: a file is missing or damaged, the pickle would call something, or sizes do not fit.
+        UserError: a file is missing or damaged, the pickle would call something, sizes do not fit, or the
+            workspace has other models and `replace` was not said.
     """
-    params = read_params(config)
+    described = parts(read_params(config), stage, config)
     state = read_state_dict(checkpoint)
+    _check_kind(state, [prefix for _, prefix, _ in described], checkpoint)
     built: dict[str, VQGAN | GPT] = {}
-    for name, prefix, sizes in _parts(params, stage, config):
+    for name, prefix, sizes in described:
+        tensors = _wanted(state, prefix)
+        _check_sizes(sizes, tensors, config, prefix)
         with uninitialised():
             model = GPT(sizes) if isinstance(sizes, GPTConfig) else VQGAN(sizes)
-        fit(model, _wanted(state, prefix), f"{checkpoint} ({name})")
+        fit(model, tensors, f"{checkpoint} ({name})")
         built[name] = model
-    for name, model in built.items():  # only when all of them fit
+    changed = {name: model for name, model in built.items() if not _same(workspace.model(name), model)}
+    there = [name for name in changed if _occupied(workspace.model(name))]
+    if there and not replace:
+        which = ", ".join(str(workspace.model(name)) for name in there)
+        raise UserError(
+            f"{which}: another model is there already; add --replace, or choose another --workspace"
+        )
+    _note_broken(built, checkpoint)
+    for name, model in changed.items():  # only when all of them fit
         save_model(workspace.model(name), model, {"source": f"imported from {checkpoint.name}"})
-    return Imported({name: sum(p.numel() for p in model.parameters()) for name, model in built.items()})
+        _forget(workspace, name)
+    if there:
+        note(f"replaced what the workspace had as {', '.join(there)}")
+    missing = (name for name in PREFIXES.values() if not (workspace.model(name) / WEIGHTS).exists())
+    counts = {name: sum(p.numel() for p in model.parameters()) for name, model in built.items()}
+    return Imported(counts, tuple(there), tuple(missing))
 
 
 def export_checkpoint(workspace: Workspace, checkpoint: Path, stage: str = "whole") -> Exported:
@@ -79,10 +110,13 @@ def export_checkpoint(workspace: Workspace, checkpoint: Path, stage: str = "whol
 
     Args:
         stage: `whole`, or a single VQGAN: `painting` or `mask`.
+
+    Raises:
+        UserError: a model is missing, or the YAML would take the place of another file.
     """
     if stage in STAGES:
         codes, _ = load_vqgan(workspace.model(STAGES[stage]), f"tool generate train {stage}")
-        table = _vqgan_yaml(codes.config, "image" if stage == "painting" else "segmentation")
+        table = vqgan_yaml(codes.config, "image" if stage == "painting" else "segmentation")
         return _write(checkpoint, dict(codes.state_dict()), {"base_learning_rate": 4.5e-06, **table})
     painting, _ = load_vqgan(workspace.model("painting-codes"), "tool generate train painting")
     mask, _ = load_vqgan(workspace.model("mask-codes"), "tool generate train mask")
@@ -94,115 +128,91 @@ def export_checkpoint(workspace: Workspace, checkpoint: Path, stage: str = "whol
     for number in range(gpt.config.layers):
         past = torch.tril(torch.ones(block, block))[None, None]
         state[f"transformer.blocks.{number}.attn.mask"] = past
-    return _write(checkpoint, state, _net2net_yaml(painting.config, mask.config, gpt.config))
+    return _write(checkpoint, state, net2net_yaml(painting.config, mask.config, gpt.config))
 
 
 def _write(checkpoint: Path, state: Mapping[str, Tensor], model: Mapping[str, Any]) -> Exported:
+    if checkpoint.suffix.lower() in (".yaml", ".yml"):
+        raise UserError(
+            f"{checkpoint}: the YAML is written beside the checkpoint; give a name such as last.ckpt"
+        )
+    beside = checkpoint.with_suffix(".yaml")
+    text = yaml.safe_dump({"model": dict(model)}, sort_keys=False)
+    if beside.exists() and not _holds(beside, text):
+        raise UserError(f"{beside}: another file is there already; move it away or choose another name")
     with whole_file(checkpoint) as temporary:
         tensors = {name: one.contiguous() for name, one in state.items()}
         torch.save({"state_dict": tensors, "epoch": 0, "global_step": 0}, temporary)
-    beside = checkpoint.with_suffix(".yaml")
-    write_whole(beside, yaml.safe_dump({"model": dict(model)}, sort_keys=False))
+    write_whole(beside, text)
     return Exported(str(checkpoint), str(beside), len(state))
 
 
-def read_params(config: Path) -> dict[str, Any]:
-    """`model.params` of a taming-transformers YAML; no `target` in it is ever imported.
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
 
-    Raises:
-        UserError: missing, not YAML, or without that key.
-    """
-    try:
-        table = yaml.safe_load(config.read_text(encoding="utf-8"))
-        params = table["model"]["params"]
-        if not isinstance(params, dict):
-            raise TypeError("model.params is not a mapping")
-    except OSError as error:
-        raise UserError(f"{config}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        line = str(error).replace("\n", " ")
+
+def _check_kind(state: Mapping[str, Tensor], prefixes: list[str], checkpoint: Path) -> None:
+    """Refuse a single VQGAN with a whole Net2Net's YAML, and the other way round."""
+    there = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in state)]
+    if prefixes == [""] and there:
+        raise UserError(f"{checkpoint}: a whole Net2Net, the YAML a single VQGAN's; give its project.yaml")
+    if prefixes != [""] and not there:
         raise UserError(
-            f"{config}: not a taming-transformers config ({line}); give the project.yaml"
-        ) from error
-    return params
+            f"{checkpoint}: not a whole Net2Net, as the YAML is; give the single VQGAN's own YAML"
+        )
+    for prefix in prefixes:
+        if prefix and prefix not in there:
+            raise UserError(f"{checkpoint}: has no {prefix}*, which the YAML describes; give its own YAML")
 
 
-def vqgan_config(params: Mapping[str, Any]) -> VQGANConfig:
-    """A VQModel's params as our sizes. Raises KeyError for a missing one, ValueError for an unsupported one."""
-    sizes = params["ddconfig"]
-    _refuse(params, {"remap": None})
-    _refuse(sizes, {"double_z": False, "attn_type": "vanilla", "resamp_with_conv": True, "tanh_out": False})
-    return VQGANConfig(
-        in_channels=int(sizes["in_channels"]),
-        out_channels=int(sizes["out_ch"]),
-        channels=int(sizes["ch"]),
-        channel_multipliers=tuple(int(one) for one in sizes["ch_mult"]),
-        residual_blocks=int(sizes["num_res_blocks"]),
-        attention_resolutions=tuple(int(one) for one in sizes["attn_resolutions"]),
-        resolution=int(sizes["resolution"]),
-        z_channels=int(sizes["z_channels"]),
-        embed_dim=int(params["embed_dim"]),
-        codebook_size=int(params["n_embed"]),
-        dropout=float(sizes.get("dropout", 0.0)),
-    )
+def _check_sizes(
+    sizes: VQGANConfig | GPTConfig, tensors: Mapping[str, Tensor], config: Path, prefix: str
+) -> None:
+    """Refuse sizes that are not the checkpoint's, before a model of such sizes takes all memory."""
+    for keys, name, shape in landmarks(sizes):
+        if name not in tensors:
+            raise UserError(f"{config}: {keys}: the checkpoint has no {prefix}{name}; give its own YAML")
+        if tensors[name].shape != shape:
+            has = f"{prefix}{name} is {tuple(tensors[name].shape)} in the checkpoint, not {shape}"
+            raise UserError(f"{config}: {keys}: {has}; give its own YAML")
 
 
-def gpt_config(params: Mapping[str, Any]) -> GPTConfig:
-    """A GPT's params as our sizes. Raises KeyError for a missing one, ValueError for an unsupported one."""
-    _refuse(params, {"n_unmasked": 0})
-    sizes = GPTConfig(
-        vocab_size=int(params["vocab_size"]),
-        block_size=int(params["block_size"]),
-        layers=int(params["n_layer"]),
-        heads=int(params["n_head"]),
-        width=int(params["n_embd"]),
-        dropout=max(float(params.get(name, 0.0)) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")),
-    )
-    if sizes.window < 2:  # a block that is not twice a square is refused by `window` itself
-        raise ValueError(f"block_size {sizes.block_size} is too small")
-    return sizes
-
-
-def _parts(
-    params: Mapping[str, Any], stage: str, config: Path
-) -> list[tuple[str, str, VQGANConfig | GPTConfig]]:
-    """(model of the workspace, prefix in the state dict, sizes) of each part that the config describes."""
+def _same(folder: Path, model: VQGAN | GPT) -> bool:
+    """Whether the folder has this model, however it came there."""
     try:
-        if "transformer_config" not in params:
-            sizes = vqgan_config(params)
-            if stage == "painting" and sizes.in_channels != 3:
-                raise ValueError(f"in_channels {sizes.in_channels} are a mask's; add --stage mask")
-            return [(STAGES[stage], "", sizes)]
-        permuter = params.get("permuter_config") or {}
-        if not str(permuter.get("target", "Identity")).endswith("Identity"):
-            raise ValueError(f"permuter {permuter['target']} orders tokens in a way that is not supported")
-        return [
-            ("painting-codes", "first_stage_model.", vqgan_config(_inner(params, "first_stage_config"))),
-            ("mask-codes", "cond_stage_model.", vqgan_config(_inner(params, "cond_stage_config"))),
-            ("transformer", "transformer.", gpt_config(_inner(params, "transformer_config"))),
-        ]
-    except KeyError as error:
-        raise UserError(f"{config}: {error} is missing under model.params; give the project.yaml") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{config}: {error}") from error
+        found = read_checkpoint(folder)
+    except UserError:  # none yet, or a damaged one
+        return False
+    state, sizes = model.state_dict(), json.loads(json.dumps(model.config.to_dict()))
+    if found.config.get("sizes") != sizes or found.tensors.keys() != state.keys():
+        return False
+    return all(torch.equal(one, state[name]) for name, one in found.tensors.items())
 
 
-def _inner(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """`params` of one part; a part that is only a word (`__is_unconditional__`) has none."""
-    part = params[name]
-    if not isinstance(part, dict):
-        raise ValueError(f"{name} is {part!r}: only models conditioned on a mask's VQGAN are supported")
-    inner = part["params"]
-    if not isinstance(inner, dict):
-        raise ValueError(f"{name}.params is {inner!r}, not a mapping")
-    return inner
+def _occupied(folder: Path) -> bool:
+    """Whether there is a model, or a training that goes on from its state."""
+    return any((folder / name).exists() for name in (WEIGHTS, STATE))
 
 
-def _refuse(params: Mapping[str, Any], known: Mapping[str, object]) -> None:
-    """Settings that would change the numbers, and that we have only one value of."""
-    for name, value in known.items():
-        if params.get(name, value) != value:
-            raise ValueError(f"{name}: {params[name]!r} is not supported, only {value!r}")
+def _forget(workspace: Workspace, name: str) -> None:
+    """Remove what belonged to the model that was there before: its training's state, figures and pictures."""
+    (workspace.model(name) / STATE).unlink(missing_ok=True)
+    for kind in ("json", "png"):
+        report = workspace.reports / f"generate-train-{name.removesuffix('-codes')}.{kind}"
+        report.unlink(missing_ok=True)
+
+
+def _note_broken(models: Mapping[str, VQGAN | GPT], checkpoint: Path) -> None:
+    """Say so where weights are not numbers; such a model paints nothing."""
+    broken = [
+        f"{name}: {key}"
+        for name, model in models.items()
+        for key, one in model.state_dict().items()
+        if not one.isfinite().all()
+    ]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        note(f"{checkpoint}: {broken[0]}{more}: NaN or infinite weights; its training went astray")
 
 
 def _wanted(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -215,45 +225,3 @@ def _wanted(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         and name not in ("colorize", "quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
         and not name.endswith("attn.mask")
     }
-
-
-def _net2net_yaml(painting: VQGANConfig, mask: VQGANConfig, gpt: GPTConfig) -> dict[str, Any]:
-    sizes = {
-        "vocab_size": gpt.vocab_size,
-        "block_size": gpt.block_size,
-        "n_layer": gpt.layers,
-        "n_head": gpt.heads,
-        "n_embd": gpt.width,
-    }
-    params = {
-        "first_stage_key": "image",
-        "cond_stage_key": "segmentation",
-        "transformer_config": {"target": "taming.modules.transformer.mingpt.GPT", "params": sizes},
-        "first_stage_config": _vqgan_yaml(painting, "image"),
-        "cond_stage_config": _vqgan_yaml(mask, "segmentation"),
-    }
-    target = "taming.models.cond_transformer.Net2NetTransformer"
-    return {"base_learning_rate": 4.5e-06, "target": target, "params": params}
-
-
-def _vqgan_yaml(c: VQGANConfig, image_key: str) -> dict[str, Any]:
-    sizes = {
-        "double_z": False,
-        "z_channels": c.z_channels,
-        "resolution": c.resolution,
-        "in_channels": c.in_channels,
-        "out_ch": c.out_channels,
-        "ch": c.channels,
-        "ch_mult": list(c.channel_multipliers),
-        "num_res_blocks": c.residual_blocks,
-        "attn_resolutions": list(c.attention_resolutions),
-        "dropout": c.dropout,
-    }
-    params = {
-        "embed_dim": c.embed_dim,
-        "n_embed": c.codebook_size,
-        "image_key": image_key,
-        "ddconfig": sizes,
-        "lossconfig": {"target": "taming.modules.losses.DummyLoss"},
-    }
-    return {"target": "taming.models.vqgan.VQModel", "params": params}

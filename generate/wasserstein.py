@@ -28,7 +28,10 @@ def sliced_wasserstein(
     patches: int = 4096,
     seed: int = 0,
 ) -> list[float]:
-    """Distance a band, finest first; 0 for sets whose patches are distributed alike.
+    """Distance a band, finest first; 0 for a set and itself.
+
+    Other sets lie a little apart by the draw of their patches alone, however alike they are: with 4096 patches
+    about 0.03.
 
     Args:
         paintings: (H, W, 3) each, of any sizes.
@@ -37,8 +40,12 @@ def sliced_wasserstein(
         seed: of the places and directions.
     """
     levels = min(_levels(one.shape[:2]) for one in [*paintings, *others])
-    chance = torch.Generator().manual_seed(seed)
-    ours, theirs = (_descriptors(some, levels, patches, chance) for some in (paintings, others))
+    # the same places in both, so that the same pictures give the same patches
+    ours, theirs = (
+        _descriptors(some, levels, patches, torch.Generator().manual_seed(seed))
+        for some in (paintings, others)
+    )
+    chance = torch.Generator().manual_seed(seed + 1)
     distances = []
     for a, b in zip(ours, theirs, strict=True):  # (patches, 3, PATCH, PATCH)
         mean, spread = a.mean((0, 2, 3), keepdim=True), a.std((0, 2, 3), keepdim=True) + 1e-8

@@ -78,6 +78,14 @@ def test_the_wrong_kind_and_other_sizes_name_what_differs(tmp_path: Path) -> Non
     save_file(tensors, path, metadata={"config": json.dumps(config)})
     with pytest.raises(UserError, match=r"blocks\.0\.attn\.key\.bias is \(8,\), the config asks for \(16,\)"):
         load_gpt(tmp_path / "gpt", "train")
+    config = {"kind": "gpt", "sizes": {**SIZES.to_dict(), "heads": 0}}
+    save_file(tensors, path, metadata={"config": json.dumps(config)})
+    with pytest.raises(UserError, match="width 8 is not a multiple of heads 0"):
+        load_gpt(tmp_path / "gpt", "train")
+    config = {"kind": "gpt", "sizes": {**SIZES.to_dict(), "layers": 3}}
+    save_file(tensors, path, metadata={"config": json.dumps(config)})
+    with pytest.raises(UserError, match=r"has no blocks\.2\..*, which the config asks for"):
+        load_gpt(tmp_path / "gpt", "train")
     config = {"kind": "gpt", "sizes": {**SIZES.to_dict(), "n_layer": 2}}
     save_file(tensors, path, metadata={"config": json.dumps(config)})
     with pytest.raises(UserError, match="unknown key 'n_layer'"):

@@ -92,6 +92,12 @@ def test_wasserstein_is_small_between_like_and_grows_with_difference() -> None:
     assert again[0] == again[1]
 
 
+def test_wasserstein_of_a_set_and_itself_is_nothing_and_of_its_like_what_the_draw_makes() -> None:
+    paintings, alike = ([texture(n) for n in numbers] for numbers in (range(4), range(4, 8)))
+    assert sliced_wasserstein(paintings, [one.copy() for one in paintings]) == [0, 0]
+    assert 0.015 < min(sliced_wasserstein(paintings, alike)) < 0.05
+
+
 def test_a_planted_copy_is_found_where_it_was_taken_and_others_are_not_copies() -> None:
     side = 16
     learnt = {f"painting {n}": texture(n, (40, 64), blur=4) for n in range(4)}
@@ -107,6 +113,28 @@ def test_a_planted_copy_is_found_where_it_was_taken_and_others_are_not_copies() 
     limit = copy_threshold(found[:1], found[1:])
     assert found[0].distance < limit.value < min(one.distance for one in found[1:])
     assert limit.tells_apart
+
+
+@pytest.mark.parametrize("offset", [(0, 0), (4, 4), (4, 0), (3, 5)])
+def test_a_copy_from_between_thumbnail_pixels_is_a_copy(offset: tuple[int, int]) -> None:
+    """A thumbnail pixel is 8 pixels of a crop of 128."""
+    side = 128
+    source, fresh = (texture(n, (301, 333), blur=9) for n in (0, 1))
+    spot = Crop("copy", 152 + offset[0], 160 + offset[1])
+    queries = [(spot, cut(source, spot, side)), (Crop("fresh", 0, 0), cut(fresh, Crop("", 0, 0), side))]
+    copy, other = nearest_crops(queries, [("one", source)], side)
+    assert copy.nearest.key == "one"
+    assert abs(copy.nearest.top - spot.top) <= 2
+    assert abs(copy.nearest.left - spot.left) <= 2
+    assert copy.distance < other.distance / 3
+    assert (copy.distance < 1e-2) == (offset != (3, 5))
+
+
+def test_a_painting_no_larger_than_a_crop_has_one_place() -> None:
+    pixels = texture(0, (128, 131), blur=8)
+    (found,) = nearest_crops([(Crop("a", 0, 0), pixels[:, :128])], [("b", pixels)], 128)
+    assert found.nearest == Crop("b", 0, 0)
+    assert found.distance < 1e-2
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e-6, 0.1])
@@ -231,3 +259,17 @@ def test_without_held_out_paintings_it_says_what_to_do(trained: Workspace, tmp_p
     result = CliRunner().invoke(generate, ["evaluate", "-w", str(workspace.root), "--device", "cpu"])
     assert result.exit_code == 1
     assert "run `tool segment convert --held-out 0.1`" in result.output
+
+
+def test_weights_for_lpips_are_looked_at_before_anything_is_painted(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", "-w", str(trained.root), "--device", "cpu", "--seed", "7"]
+    result = CliRunner().invoke(generate, [*words, "--perceptual", str(tmp_path / "gone.pth")])
+    assert result.exit_code == 1
+    assert "gone.pth: no such file" in result.output
+    assert not list(trained.samples.rglob("*seed7*"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(generate, ["evaluate", "-w", str(tmp_path / "empty"), "--device", "cpu"])
+    assert "no VGG16 weights here: LPIPS is not measured" in result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,6 @@ import torch
 import yaml
 from click.testing import CliRunner
 from golden_models import (
-    GPT_SIZES,
-    MASK_SIZES,
     PAINTING_SIZES,
     SHARED,
     mask_codes,
@@ -28,7 +27,7 @@ from annotate.errors import UserError
 from annotate.workspace import Workspace
 from cli import main
 from generate.checkpoint import load_gpt, load_vqgan, save_model
-from generate.taming import export_checkpoint, import_checkpoint, read_params
+from generate.taming import export_checkpoint, import_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -130,32 +129,9 @@ def test_other_sizes_name_the_tensor(exported: Path, tmp_path: Path) -> None:
     table["model"]["params"]["transformer_config"]["params"]["n_layer"] = 3
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(table))
     workspace = Workspace(tmp_path / "new")
-    with pytest.raises(UserError, match=r"has no blocks\.2\.attn\.key\.bias"):
+    with pytest.raises(UserError, match=r"n_layer 3: the checkpoint has no transformer\.blocks\.2"):
         import_checkpoint(workspace, exported, tmp_path / "other.yaml")
     assert not workspace.root.exists()  # nothing was taken in halfway
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("a: [", "not a taming-transformers config"),
-        ("model: {}", "'params'"),
-        ("!!python/object/apply:os.system ['x']", "not a"),
-    ],
-)
-def test_bad_yaml_is_one_line(tmp_path: Path, text: str, line: str) -> None:
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(UserError, match=line):
-        read_params(tmp_path / "c.yaml")
-
-
-def test_sizes_survive_the_yaml(exported: Path) -> None:
-    from generate.taming import gpt_config, vqgan_config
-
-    params = read_params(exported.with_suffix(".yaml"))
-    assert vqgan_config(params["first_stage_config"]["params"]) == PAINTING_SIZES
-    assert vqgan_config(params["cond_stage_config"]["params"]) == MASK_SIZES
-    assert gpt_config(params["transformer_config"]["params"]) == GPT_SIZES
 
 
 def config_with(exported: Path, path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -166,31 +142,33 @@ def config_with(exported: Path, path: Path, change: Callable[[dict[str, Any]], o
 
 
 @pytest.mark.parametrize(
-    ("change", "line"),
+    ("part", "sizes", "line"),
     [
+        ("transformer", {"n_layer": 10**9}, "n_layer 1000000000: the checkpoint has no transformer.blocks.9"),
         (
-            lambda p: p["transformer_config"]["params"].update(n_unmasked=256),
-            "n_unmasked: 256 is not supported",
+            "transformer",
+            {"vocab_size": 65},
+            "vocab_size 65, n_embd 64: transformer.tok_emb.weight is (64, 64)",
         ),
+        ("transformer", {"block_size": 18}, "block_size 18, n_embd 64: transformer.pos_emb is (1, 512, 64)"),
+        ("first_stage", {"n_embed": 60}, "n_embed 60, embed_dim 32: first_stage_model.quantize.embedding"),
+        ("first_stage", {"ch": 32 * 10**7}, "ch 320000000, in_channels 3: first_stage_model.encoder.conv_in"),
         (
-            lambda p: p["transformer_config"]["params"].update(block_size=300),
-            "block_size 300 is not twice a square",
+            "first_stage",
+            {"num_res_blocks": 10**9},
+            "num_res_blocks 1000000000: the checkpoint has no first_st",
         ),
-        (
-            lambda p: p["first_stage_config"]["params"]["ddconfig"].update(double_z=True),
-            "double_z: True is not",
-        ),
-        (lambda p: p["first_stage_config"]["params"].update(remap="used.npy"), "remap: 'used.npy' is not"),
-        (lambda p: p.update(cond_stage_config="__is_unconditional__"), "only models conditioned on a mask"),
-        (lambda p: p.update(permuter_config={"target": "a.ZCurve"}), "permuter a.ZCurve"),
-        (lambda p: p["transformer_config"]["params"].update(n_layer="many"), "'many'"),
-        (lambda p: p["transformer_config"]["params"].pop("n_layer"), "'n_layer' is missing"),
-        (lambda p: p["cond_stage_config"].update(params=None), "params is None, not a mapping"),
+        ("cond_stage", {"ch_mult": [1, 1, 1, 1, 10**7]}, "ch 32, ch_mult [1, 1, 1, 1, 10000000], num_res"),
     ],
 )
-def test_a_config_that_we_cannot_build_is_refused(
-    exported: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], line: str
+def test_sizes_that_the_checkpoint_has_not_are_refused_before_memory_is_taken(
+    exported: Path, tmp_path: Path, part: str, sizes: dict[str, Any], line: str
 ) -> None:
+    def change(params: dict[str, Any]) -> None:
+        inner = params[f"{part}_config"]["params"]
+        for key, value in sizes.items():
+            (inner if key in inner else inner["ddconfig"])[key] = value
+
     config = config_with(exported, tmp_path / "c.yaml", change)
     with pytest.raises(UserError, match=re.escape(line)):
         import_checkpoint(Workspace(tmp_path / "new"), exported, config)
@@ -292,3 +270,101 @@ def test_what_lightning_2_writes_comes_in(exported: Path, tmp_path: Path) -> Non
     import_checkpoint(Workspace(tmp_path / "new"), last, path.with_suffix(".yaml"))
     taken = load_vqgan(Workspace(tmp_path / "new").model("painting-codes"), "")[0].state_dict()
     assert all(torch.equal(one, painting_codes().state_dict()[name]) for name, one in taken.items())
+
+
+def test_a_checkpoint_with_the_yaml_of_another_kind_is_named(exported: Path, tmp_path: Path) -> None:
+    stage = single_stage(tmp_path / "stage.ckpt", {})
+    with pytest.raises(
+        UserError, match=r"a whole Net2Net, the YAML a single VQGAN's; give its project\.yaml"
+    ):
+        import_checkpoint(Workspace(tmp_path), exported, stage.with_suffix(".yaml"))
+    with pytest.raises(UserError, match="not a whole Net2Net, as the YAML is"):
+        import_checkpoint(Workspace(tmp_path), stage, exported.with_suffix(".yaml"))
+    state = torch.load(exported, weights_only=True)["state_dict"]
+    for path, kept, line in (
+        (tmp_path / "extra.ckpt", state | {"transformer.extra": torch.zeros(1)}, "has extra, for which"),
+        (
+            tmp_path / "less.ckpt",
+            {name: one for name, one in state.items() if not name.startswith("cond_")},
+            r"has no cond_stage_model\.\*",
+        ),
+    ):
+        torch.save({"state_dict": kept}, path)
+        with pytest.raises(UserError, match=line):
+            import_checkpoint(Workspace(tmp_path), path, exported.with_suffix(".yaml"))
+
+
+def test_after_a_single_stage_it_says_what_is_missing(tmp_path: Path) -> None:
+    path = single_stage(tmp_path / "stage.ckpt", {})
+    words = ["generate", "import", str(path), "--config", str(path.with_suffix(".yaml")), "-w", str(tmp_path)]
+    result = CliRunner().invoke(main, words)
+    assert "still missing: mask-codes, transformer" in result.stdout
+    assert "next: tool generate train mask" in result.stdout
+    assert "sample" not in result.stdout
+
+
+def other_generator(root: Path) -> Workspace:
+    """A workspace with trained painting codes, their figures, and a transformer whose training was killed."""
+    workspace, codes = Workspace(root), painting_codes()
+    torch.nn.init.ones_(codes.quant_conv.weight)
+    save_model(workspace.model("painting-codes"), codes, {"figures": {"loss": 1.0}})
+    workspace.model("transformer").mkdir()
+    (workspace.model("transformer") / "training.ckpt").write_bytes(b"state")
+    for name in ("painting", "mask", "transformer"):
+        workspace.save_report(f"generate-train-{name}", {"loss": 1.0})
+    return workspace
+
+
+def test_models_that_are_there_are_not_lost_unasked(
+    trained: Workspace, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = other_generator(tmp_path)
+    before = (workspace.model("painting-codes") / "model.safetensors").read_bytes()
+    with pytest.raises(
+        UserError, match=r"painting-codes, .*transformer: another model is there already; add --replace"
+    ):
+        import_checkpoint(workspace, exported, exported.with_suffix(".yaml"))
+    assert (workspace.model("painting-codes") / "model.safetensors").read_bytes() == before
+    assert (workspace.model("transformer") / "training.ckpt").exists()
+    assert not workspace.model("mask-codes").exists()
+    result = import_checkpoint(workspace, exported, exported.with_suffix(".yaml"), replace=True)
+    assert result.replaced == ("painting-codes", "transformer")
+    assert "replaced what the workspace had as painting-codes, transformer" in capsys.readouterr().err
+    assert same_models(trained, workspace)
+    assert not list(workspace.root.rglob("training.ckpt"))
+    assert not list(workspace.reports.glob("generate-train-*"))
+
+
+def test_the_same_import_again_changes_nothing(trained: Workspace, exported: Path) -> None:
+    trained.save_report("generate-train-painting", {"loss": 1.0})
+    before = {path: path.stat().st_mtime_ns for path in trained.root.rglob("model.safetensors")}
+    result = import_checkpoint(trained, exported, exported.with_suffix(".yaml"))
+    assert (len(result.models), result.replaced, result.missing) == (3, (), ())
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert trained.report("generate-train-painting") == {"loss": 1.0}
+
+
+@pytest.mark.parametrize("name", ["out.yaml", "out.YML"])
+def test_a_checkpoint_is_not_named_like_its_yaml(trained: Workspace, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}: .*give a name such as last\.ckpt"):
+        export_checkpoint(trained, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_foreign_yaml_beside_is_not_overwritten(trained: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "out.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"out\.yaml: another file is there already"):
+        export_checkpoint(trained, tmp_path / "out.ckpt")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "out.yaml").unlink()
+    for _ in range(2):  # its own is no obstacle
+        export_checkpoint(trained, tmp_path / "out.ckpt")
+
+
+def test_weights_that_are_not_numbers_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = single_stage(tmp_path / "stage.ckpt", {})
+    loaded = torch.load(path, weights_only=True)
+    loaded["state_dict"]["decoder.conv_out.bias"][1] = math.nan
+    torch.save(loaded, path)
+    import_checkpoint(Workspace(tmp_path), path, path.with_suffix(".yaml"))
+    assert "painting-codes: decoder.conv_out.bias: NaN or infinite weights" in capsys.readouterr().err

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import decimal
+import enum
+import functools
 import os
 import pickle
 import random
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from annotate.errors import UserError
@@ -49,6 +53,8 @@ class Calls:
         (Calls(getattr, "text", "upper"), "builtins.getattr"),
         (Calls(pickle.loads, b"cos\nsystem\n(S'touch pwned'\ntR."), "_?pickle.loads"),
         (Calls(torch.load, "pwned"), "torch.serialization.load"),
+        (Calls(exec, "open('pwned', 'w')"), "builtins.exec"),
+        (Calls(functools.partial, os.system, "touch pwned"), "functools.partial"),
         (Calls(Calls, os.system), f"{__name__}.Calls"),
     ],
 )
@@ -71,11 +77,90 @@ def test_a_pickle_cannot_change_what_makes_its_tensors(tmp_path: Path) -> None:
         read_state_dict(path)
 
 
+def test_what_looks_like_an_enumeration_is_called_with_one_value_only(tmp_path: Path) -> None:
+    path = tmp_path / "bad.ckpt"
+    path.write_bytes(b"\x80\x02cmain\nPopen\n]\x85R.")
+    with pytest.raises(UserError, match=r"wants to call main\.Popen;"):
+        read_state_dict(path)
+
+
+NEST = b"K\x01" + b"2\x86" * 200  # DUP TUPLE2: 2 ** 200 ones
+SHARED = b"K\x01q\x00" + b"h\x00h\x00\x86q\x00" * 200  # the same through the memo, as pickle itself writes it
+
+
+@pytest.mark.parametrize("nest", [NEST, SHARED])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"}", b"K\x01s."),  # a key
+        (b"", b"Q."),  # a persistent id
+        (b"cbuiltins\nset\n](", b"e\x85R."),
+        (b"ctorch\nSize\n", b"\x85R."),
+    ],
+)
+def test_a_tuple_that_takes_for_ever_to_hash_is_refused(
+    tmp_path: Path, nest: bytes, before: bytes, after: bytes
+) -> None:
+    path = tmp_path / "bomb.ckpt"
+    path.write_bytes(b"\x80\x02" + before + nest + after)
+    with pytest.raises(UserError, match="a pickle of more than 10000000 values"):
+        read_state_dict(path)
+
+
+def test_a_memo_that_takes_all_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.ckpt"
+    path.write_bytes(b"\x80\x02K\x01r\xff\xff\xff\x7f.")  # place 2 ** 31 - 1 of an array
+    with pytest.raises(UserError, match="a pickle of more than"):
+        read_state_dict(path)
+
+
+@both_layouts
+def test_tensors_of_kinds_that_we_have_not_are_left_out(tmp_path: Path, zipped: bool) -> None:
+    value = {
+        "small": torch.zeros(3).to(torch.float8_e4m3fn),
+        "unsigned": torch.zeros(3).to(torch.uint16),
+        "complex": torch.zeros(3, dtype=torch.complex64),
+        "double complex": torch.zeros(3, dtype=torch.complex128),
+        "sparse": torch.eye(3).to_sparse(),
+        "a": torch.arange(6.0),
+    }
+    state = read_state_dict(save(tmp_path / "one.ckpt", {"state_dict": value}, zipped))
+    assert list(state) == ["a"]
+    assert torch.equal(state["a"], torch.arange(6.0))
+
+
+@both_layouts
+def test_a_parameter_with_attributes_of_its_own_comes_through(tmp_path: Path, zipped: bool) -> None:
+    parameter = torch.nn.Parameter(torch.arange(3.0))
+    parameter.group = "encoder"  # type: ignore[attr-defined]
+    state = read_state_dict(save(tmp_path / "one.ckpt", {"a": parameter}, zipped))
+    assert torch.equal(state["a"], torch.arange(3.0))
+
+
+def test_safetensors_are_read_as_a_bare_state_dict(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save_file({"a": torch.arange(3.0)}, path)
+    assert torch.equal(read_state_dict(path)["a"], torch.arange(3.0))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"not a readable checkpoint.*copy it again"):
+        read_state_dict(path)
+    with pytest.raises(UserError, match=r"gone\.safetensors: cannot be read \(No such"):
+        read_state_dict(tmp_path / "gone.safetensors")
+
+
+def test_an_archive_without_its_end_is_cut_off(tmp_path: Path) -> None:
+    path = save(tmp_path / "one.ckpt", {"a": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match="cut off"):
+        read_state_dict(path)
+
+
 def training_script() -> types.ModuleType:
     """Stands for the script that a training ran from; its classes are keys and values in the checkpoint."""
     module = types.ModuleType("main")
     for name, base in (("ImageLogger", object), ("Settings", dict), ("History", list)):
         setattr(module, name, type(name, (base,), {"__module__": "main"}))
+    setattr(module, "Mode", enum.Enum("Mode", {"FIT": "fit"}, module="main"))  # noqa: B010
     return module
 
 
@@ -97,6 +182,17 @@ def test_what_a_training_leaves_in_a_checkpoint_is_inert(
             collections.defaultdict(int, {1: 2}),
             {1, 2},
             frozenset([1]),
+        ],
+        "more": [
+            collections.deque([1, 2], 5),
+            bytearray(b"ab"),
+            datetime.date(2021, 9, 26),
+            slice(1, 2),
+            range(3),
+            1j,
+            decimal.Decimal("0.5"),
+            main.Mode.FIT,
+            {main.Mode.FIT: main.Mode},
         ],
         "others": [argparse.Namespace(a=1), datetime.datetime(2021, 9, 26), torch.nn.Linear(2, 2), os.system],
     }
@@ -133,11 +229,21 @@ def test_tensors_come_through_as_they_are(tmp_path: Path, zipped: bool, bare: bo
         assert not state[name].requires_grad
 
 
-@pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04 cut", b"\x80\x02K\x01."])
-def test_damaged_checkpoints_are_one_line(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", "the file is empty"),
+        (b"nothing of the kind", "neither a zip archive nor"),
+        (b"PK\x03\x04 cut", "cut off"),
+        (b"\x80\x02K\x01.", "neither a zip archive nor"),
+        (b"\n<!DOCTYPE html><title>404</title>", "a web page or XML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a git-LFS pointer"),
+    ],
+)
+def test_damaged_checkpoints_are_one_line(tmp_path: Path, content: bytes, line: str) -> None:
     path = tmp_path / "bad.ckpt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="not a readable checkpoint") as caught:
+    with pytest.raises(UserError, match=rf"not a readable checkpoint \({line}.*; copy it again") as caught:
         read_state_dict(path)
     assert "\n" not in caught.value.message
 

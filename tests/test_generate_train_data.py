@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -262,8 +263,41 @@ def test_perceptual_weights_are_optional(
     with pytest.raises(UserError, match="no such file"):
         find_perceptual(str(tmp_path / "vgg.pth"))
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "vgg.pth")
-    with pytest.raises(UserError, match=r"not the state dict of torchvision's vgg16"):
+    with pytest.raises(UserError, match=r"not the state dict of torchvision's vgg16 \(Missing key"):
         find_perceptual(str(tmp_path / "vgg.pth"))
+
+
+@pytest.mark.parametrize("name", ["vgg.pth", "vgg.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", "not a readable checkpoint"),
+        (b"weights", "not a readable checkpoint"),
+        (
+            b"\x80\x02cposix\nsystem\nX\x01\x00\x00\x00a\x85R.",
+            "not a readable checkpoint|wants to call posix",
+        ),
+    ],
+)
+def test_perceptual_weights_of_any_damage_are_one_line(
+    tmp_path: Path, name: str, content: bytes, line: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"^--perceptual .*{name}: .*({line})") as caught:
+        find_perceptual(str(tmp_path / name))
+    assert "\n" not in caught.value.message
+
+
+def test_perceptual_weights_that_cannot_be_fetched_say_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    with pytest.raises(UserError, match=r"--perceptual fetch: https://.*no network.*give --perceptual FILE"):
+        find_perceptual("fetch")
 
 
 def test_perceptual_loss_from_a_file(tmp_path: Path) -> None:
