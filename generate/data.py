@@ -181,21 +181,20 @@ class Crops(Dataset[tuple[Tensor, ...]]):
 class Stretches(Sampler[int]):
     """Item numbers of one stretch of training after another; Lightning calls a stretch an epoch.
 
-    A stretch is what lies between two saved states. Its numbers depend on the stretch alone.
+    A stretch is what lies between two saved states. It begins with the first item that was not learnt from yet, so a
+    training that goes on may have longer or shorter ones than before.
 
     Args:
         total: items of the whole training.
         stretch: items of one stretch; the last may be shorter.
+        done: how many items are learnt from. Lightning's count of epochs will not do: they need not be of one length.
         rank, ranks: this process takes every `ranks`-th item, beginning with its own number.
     """
 
-    def __init__(self, total: int, stretch: int, rank: int = 0, ranks: int = 1) -> None:
-        self.total, self.stretch, self.rank, self.ranks = total, stretch, rank, ranks
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning says here which stretch comes next."""
-        self.epoch = epoch
+    def __init__(
+        self, total: int, stretch: int, done: Callable[[], int], rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.total, self.stretch, self.done, self.rank, self.ranks = total, stretch, done, rank, ranks
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._numbers())
@@ -204,7 +203,7 @@ class Stretches(Sampler[int]):
         return len(self._numbers())
 
     def _numbers(self) -> range:
-        start = self.epoch * self.stretch
+        start = self.done()
         return range(start + self.rank, min(start + self.stretch, self.total), self.ranks)
 
 

@@ -72,7 +72,13 @@ class Stage(L.LightningModule):
         return DataLoader(
             self.items,
             batch_size=config.batch,
-            sampler=Stretches(config.steps * per_step, config.save_every * per_step, self.global_rank, ranks),
+            sampler=Stretches(
+                config.steps * per_step,
+                config.save_every * per_step,
+                lambda: self.done * per_step,
+                self.global_rank,
+                ranks,
+            ),
             num_workers=config.workers,
             persistent_workers=config.workers > 0,
         )
@@ -238,7 +244,7 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
             strategy="ddp_find_unused_parameters_true" if several else "auto",
             use_distributed_sampler=False,  # `Stretches` shares the items out
             precision="bf16-mixed" if half else "32-true",
-            max_epochs=math.ceil(config.steps / config.save_every),
+            max_epochs=-1,  # `_State` ends it
             logger=False,
             callbacks=[_State(state), EndsOnSigterm(), *([_Bar(advance)] if is_first() else [])],
             plugins=[_Direct()],
@@ -287,7 +293,7 @@ class _Direct(TorchCheckpointIO):
 
 
 class _State(L.Callback):
-    """Writes the state after every stretch, whole or not at all; ends the training that is finished early."""
+    """Writes the state after every stretch, whole or not at all; ends the training behind its last."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -299,7 +305,7 @@ class _State(L.Callback):
             pl_module.draw_grid()
         with whole_file(self.path) if first else nullcontext(self.path) as path:
             trainer.save_checkpoint(path)  # every process calls it, the first one writes
-        trainer.should_stop = pl_module.finished
+        trainer.should_stop = pl_module.finished or pl_module.done >= pl_module.config.steps
 
 
 def is_first() -> bool:
