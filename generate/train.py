@@ -25,7 +25,7 @@ from generate.data import Stretches
 from generate.memory import freed_memory_kept
 from generate.presets import Schedule
 from generate.recorded_step import RecordedStep
-from generate.training_state import STATE, resumable
+from generate.training_state import STATE, Basis, resumable, sweep
 from segment.device import choose_device, has_fast_bfloat16
 from segment.signals import EndsOnSigterm
 
@@ -43,13 +43,13 @@ class Stage(L.LightningModule):
 
     Args:
         config: its settings.
-        mark: what the weights depend on; saved in the state.
+        basis: what the weights depend on; saved in the state.
     """
 
-    def __init__(self, config: Schedule, mark: str) -> None:
+    def __init__(self, config: Schedule, basis: Basis) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.config, self.mark = config, mark
+        self.config, self.basis = config, basis
         self.items: Dataset[Any] | None = None  # what is learnt from; `fit_stage` says it
         self.done = 0  # steps of the optimizer
         self.history: list[dict[str, float]] = []
@@ -198,8 +198,8 @@ class Stage(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["own"] = {
-            "mark": self.mark,
-            "settings": self.config.deciding(),
+            "mark": self.basis.mark,
+            "settings": dict(self.basis.settings),
             "done": self.done,
             "history": self.history,
             "finished": self.finished,
@@ -229,7 +229,9 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
             disk is full; what was saved before stays.
     """
     config, where, state = stage.config, choose_device(device), folder / STATE
-    resume = resumable(state, config, stage.mark)
+    if is_first():
+        sweep(folder)
+    resume = resumable(state, config, stage.basis)
     if resume and _restore_finished(state, stage):
         return
     stage.items = items
@@ -255,7 +257,9 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
         try:
             trainer.fit(stage, ckpt_path=state if resume else None, weights_only=True)
         except DivergedError as error:
-            kept = f"the state before it is kept in {folder}" if state.exists() else "nothing was saved yet"
+            kept = "nothing was saved yet"
+            if state.exists():
+                kept = f"the state before it is kept in {folder}, and the next run goes on from it"
             raise UserError(f"training stopped: {error}; lower --lr (now {config.lr:g}); {kept}") from error
         except RuntimeError as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from toy_paintings import toy_workspace
 
+from annotate.errors import UserError
+from annotate.masks import Encoding, write_mask
 from annotate.workspace import Workspace
 from generate.presets import MaskCodesSettings
 from generate.train import Stage
@@ -99,3 +103,68 @@ def test_saving_more_or_less_often_later_changes_nothing(
     assert losses == unbroken[4:]
     a, b = (weights(one, "mask-codes") for one in (whole, cut))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_training_that_diverged_goes_on_with_a_lower_learning_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace, lower, rates = toy_workspace(tmp_path), replace(MASK, lr=1e-4), []
+    rate = Stage.learning_rate
+
+    def told(self: Stage, step: int) -> float:
+        rates.append((step, rate(self, step)))
+        return rates[-1][1] if self.config.lr < 1e-3 or step < 5 else math.nan
+
+    monkeypatch.setattr(Stage, "learning_rate", told)
+    with pytest.raises(
+        UserError, match=r"step 7 of 10; lower --lr \(now 0.001\); .* the next run goes on from it"
+    ):
+        train_mask_codes(workspace, MASK, "cpu")
+    rates.clear()
+    assert train_mask_codes(workspace, lower, "cpu").steps == 10
+    assert "going on at step 4 of 10 with --lr 0.0001 instead of 0.001" in capsys.readouterr().err
+    assert [step for step, _ in rates] == [4, 5, 6, 7, 8, 9]
+    assert max(value for _, value in rates) < 1e-4
+    assert not train_mask_codes(workspace, lower, "cpu").trained
+    assert train_mask_codes(workspace, replace(MASK, lr=2e-4), "cpu").trained
+
+
+def test_the_learning_rate_of_a_training_without_steps_left_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = toy_workspace(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("generate.train_codes.save_model", lambda *_: 1 / 0)
+        train_mask_codes(workspace, MASK, "cpu")
+    with pytest.raises(UserError, match=r"had --lr 0.001, now --lr 0.0001; give the same"):
+        train_mask_codes(workspace, replace(MASK, lr=1e-4), "cpu")
+    assert train_mask_codes(workspace, MASK, "cpu").steps == 10
+
+
+def test_new_pictures_or_codes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = toy_workspace(tmp_path)
+    with killed(5):
+        train_mask_codes(workspace, MASK, "cpu")
+    ids = np.zeros((36, 44), np.uint8)
+    write_mask(workspace.mask("shifted", "toy 0"), ids, Encoding.SHIFTED)
+    assert train_mask_codes(workspace, MASK, "cpu").trained
+    assert (
+        "the paintings, masks or codes changed since training began; it starts afresh"
+        in capsys.readouterr().err
+    )
+
+
+def test_what_was_left_of_states_half_written_goes(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    folder = workspace.model("mask-codes")
+    folder.mkdir(parents=True)
+    left, other = folder / f".{STATE}.a1b2.part", folder / "mine.part"
+    left.touch()
+    other.touch()
+    with killed(3):
+        train_mask_codes(workspace, MASK, "cpu")
+    assert not left.exists()
+    left.touch()
+    train_mask_codes(workspace, MASK, "cpu")
+    assert not left.exists()
+    assert other.exists()

@@ -35,7 +35,7 @@ from generate.tokens import Tokens, Windows
 from generate.train import Stage, fit_stage
 from generate.train_codes import MaskStage, train_mask_codes, train_painting_codes
 from generate.train_transformer import TransformerStage, train_transformer
-from generate.training_state import STATE
+from generate.training_state import STATE, Basis
 from generate.vqgan import VQGAN
 from generate.working_copies import CopiedAdamW
 
@@ -131,7 +131,7 @@ def test_transformer_overfits_a_batch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     paintings = [Tokens(str(n), (torch.randint(16, (2, 4, 4)),)) for n in range(3)]
     config = replace(TOKENS, steps=120, lr=1e-2, batch=3, dropout=0.0, token_dropout=0.0, save_every=120)
-    stage = TransformerStage(GPT(config.gpt(16)), config, "mark", paintings, 16)
+    stage = TransformerStage(GPT(config.gpt(16)), config, Basis({}), paintings, 16)
     fit_stage(stage, Windows(paintings, 4, 0), tmp_path, "cpu", "Overfitting")
     assert stage.latest("loss") < 0.1
     assert stage.best < 0.1
@@ -143,7 +143,7 @@ def test_copies_in_bfloat16_change_no_bit(tmp_path: Path, monkeypatch: pytest.Mo
     found = []
     for name in ("copies", "plain"):
         torch.manual_seed(0)
-        stage = TransformerStage(GPT(config.gpt(16)), config, "mark", [], 16)
+        stage = TransformerStage(GPT(config.gpt(16)), config, Basis({}), [], 16)
         fit_stage(stage, Windows(paintings, 4, 0), tmp_path / name, "cpu", "With copies")
         found.append((stage.optimizer.copies, stage.gpt.state_dict(), stage.optimizer.state_dict()["state"]))
         monkeypatch.setattr(CopiedAdamW, "copy_matrices", lambda *_, **__: None)
