@@ -72,6 +72,15 @@ def channel_weights() -> list[Tensor]:
     return [state[f"lin{level}.model.1.weight"].flatten() for level in range(len(SLICES))]
 
 
+def has_perceptual(source: str) -> bool:
+    """Whether `find_perceptual` has a loss to give. Nothing is read or downloaded.
+
+    Raises:
+        UserError: the file is not there.
+    """
+    return source == "fetch" or _weights_file(source) is not None
+
+
 def find_perceptual(source: str) -> PerceptualLoss | None:
     """The loss, where there are weights for it.
 
@@ -82,20 +91,15 @@ def find_perceptual(source: str) -> PerceptualLoss | None:
     Raises:
         UserError: the file is not there, or holds something else.
     """
-    if source == "none":
-        return None
     if source == "fetch":
         return PerceptualLoss(
             dict(WEIGHTS.get_state_dict(progress=False, check_hash=True)), channel_weights()
         )
-    path = Path(source).expanduser()
-    if source == "auto":
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS.url).name
-        if not path.exists():
+    path = _weights_file(source)
+    if path is None:
+        if source == "auto":
             note("no VGG16 weights here: trained without the perceptual loss (--perceptual FILE or fetch)")
-            return None
-    if not path.is_file():
-        raise UserError(f"--perceptual {source}: no such file; give VGG16's state dict, auto, fetch or none")
+        return None
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -105,3 +109,15 @@ def find_perceptual(source: str) -> PerceptualLoss | None:
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         line = str(error).splitlines()[0]
         raise UserError(f"{path}: not the state dict of torchvision's vgg16 ({line})") from error
+
+
+def _weights_file(source: str) -> Path | None:
+    if source == "none":
+        return None
+    if source == "auto":
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS.url).name
+        return path if path.exists() else None
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise UserError(f"--perceptual {source}: no such file; give VGG16's state dict, auto, fetch or none")
+    return path

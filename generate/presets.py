@@ -8,7 +8,8 @@ from typing import Any
 from annotate.options import setting
 from generate.config import GPTConfig, VQGANConfig
 
-# What may change between a killed run and the one that goes on with it: nothing of it decides the weights.
+# What may change between a killed run and the one that goes on with it: nothing of it decides the weights. Of
+# `perceptual`, where VGG16's weights lie is free; whether there are any decides, and the training finds it out.
 FREE = frozenset({"workers", "save_every", "grid_every", "perceptual"})
 
 

@@ -26,7 +26,7 @@ from generate.discriminator import PatchDiscriminator, hinge_loss
 from generate.expand import expand
 from generate.grid import SHOWN, draw_masks, draw_paintings
 from generate.losses import adversarial_sum, balanced_weights, class_wise_loss, detail_loss, pixel_loss
-from generate.perceptual import find_perceptual
+from generate.perceptual import find_perceptual, has_perceptual
 from generate.presets import CodesSettings, MaskCodesSettings, PaintingCodesSettings
 from generate.texture import texture_loss
 from generate.train import Figures, Stage, fit_stage
@@ -274,7 +274,10 @@ def train_painting_codes(
     """
     watch, folder = Stopwatch(), workspace.model("painting-codes")
     pictures = _learnt(workspace, load_pictures(workspace, config.smallest_side, config.crop))
-    basis = Basis(config.deciding(), [[[one.key, one.digest] for one in pictures]])
+    settings = config.deciding()
+    if config.perceptual_weight and has_perceptual(config.perceptual):
+        settings["perceptual"] = "VGG16"
+    basis = Basis(settings, [[[one.key, one.digest] for one in pictures]])
     found = up_to_date(folder, basis.mark, again)
     if found is not None:
         return CodesResult(**{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0})

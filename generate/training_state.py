@@ -97,4 +97,6 @@ def resumable(state: Path, config: Schedule, basis: Basis) -> bool:
 
 def _named(name: str, settings: Mapping[str, Any]) -> str:
     option = option_of(name)
+    if name == "perceptual" and name not in settings:
+        return f"{option} none"
     return f"{option} {settings[name]}" if name in settings else f"no {option}"

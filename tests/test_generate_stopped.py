@@ -22,16 +22,19 @@ from toy_paintings import toy_workspace
 
 from annotate.errors import UserError
 from annotate.masks import Encoding, write_mask
+from annotate.paintings import read_index
 from annotate.workspace import Workspace
-from generate.presets import MaskCodesSettings
+from generate.checkpoint import read_checkpoint
+from generate.presets import MaskCodesSettings, PaintingCodesSettings
 from generate.train import Stage
-from generate.train_codes import train_mask_codes
-from generate.training_state import STATE
+from generate.train_codes import train_mask_codes, train_painting_codes
+from generate.training_state import STATE, fingerprint
 
 SIZES: dict[str, Any] = {
     "steps": 10, "start_codebook": 3, "channel_multipliers": "1,1", "z_channels": 8, "embed_dim": 8,
     "codebook_size": 16, "smallest_side": 0, "crop": 16, "batch": 2, "precision": "float32", "save_every": 2,
 }  # fmt: skip
+PAINTING = PaintingCodesSettings(perceptual="none", **SIZES)
 MASK = MaskCodesSettings(revive_every=2, loss="balanced", open_part=0.3, **SIZES)
 
 SMALL = (
@@ -168,3 +171,41 @@ def test_what_was_left_of_states_half_written_goes(tmp_path: Path) -> None:
     train_mask_codes(workspace, MASK, "cpu")
     assert not left.exists()
     assert other.exists()
+
+
+@pytest.fixture
+def vgg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PaintingCodesSettings:
+    """PAINTING with weights for the perceptual loss; what they say of two images is simple here."""
+    file = tmp_path / "vgg.pth"
+    file.touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setattr(
+        "generate.train_codes.find_perceptual", lambda source: torch.nn.MSELoss() if "vgg" in source else None
+    )
+    return replace(PAINTING, perceptual=str(file))
+
+
+def test_a_perceptual_loss_makes_another_model(vgg: PaintingCodesSettings, tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path / "w")
+    assert train_painting_codes(workspace, PAINTING, "cpu").trained
+    config = read_checkpoint(workspace.model("painting-codes")).config
+    pictures = [[f"toy {n}", read_index(workspace)[f"toy {n}"].sha256] for n in range(3)]
+    assert config["mark"] == fingerprint(PAINTING.deciding(), pictures)  # as it always was
+    assert not train_painting_codes(workspace, replace(PAINTING, perceptual="auto"), "cpu").trained
+    assert train_painting_codes(workspace, vgg, "cpu").trained
+    assert "perceptual (VGG16)" in read_checkpoint(workspace.model("painting-codes")).config["losses"]
+    elsewhere = Path(vgg.perceptual).rename(tmp_path / "vgg-16.pth")
+    assert not train_painting_codes(workspace, replace(vgg, perceptual=str(elsewhere)), "cpu").trained
+    assert train_painting_codes(workspace, PAINTING, "cpu").trained
+
+
+def test_a_training_goes_on_with_the_same_losses(vgg: PaintingCodesSettings, tmp_path: Path) -> None:
+    for before, now, line in (
+        (PAINTING, vgg, "had --perceptual none, now --perceptual VGG16; give the same"),
+        (vgg, PAINTING, "had --perceptual VGG16, now --perceptual none; give the same"),
+    ):
+        workspace = toy_workspace(tmp_path / str(before is vgg))
+        with killed(3):
+            train_painting_codes(workspace, before, "cpu")
+        with pytest.raises(UserError, match=line):
+            train_painting_codes(workspace, now, "cpu")
