@@ -38,7 +38,7 @@ class Schedule:
     )
     devices: int = setting(1, "GPUs a machine, or processes on a CPU; each has its own --batch.", low=1)
     nodes: int = setting(1, "Machines that train together, started by torchrun or SLURM.", low=1)
-    workers: int = setting(0, "Processes that load crops; 0 loads them in this one.", low=0)
+    workers: int = setting(0, "Processes that load crops; 0 loads them in this one.", low=0, high=64)
     seed: int = setting(0, "Start of the random numbers.", low=0, high=2**31)
 
     def deciding(self) -> dict[str, Any]:
@@ -68,6 +68,10 @@ class CodesSettings(Schedule):
     )
 
     def __post_init__(self) -> None:
+        if min(self._vqgan(3).channel_multipliers, default=0) < 1:
+            raise ValueError(
+                f"--channel-multipliers {self.channel_multipliers!r}: give one number from 1 on for each level, such as 1,2,4"
+            )
         factor = self._vqgan(3).downsampling
         if self.crop % factor:
             raise ValueError(f"--crop {self.crop} is not a multiple of {factor}, the pixels a token")
