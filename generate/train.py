@@ -265,7 +265,7 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
             if "out of memory" in str(error) or "can't allocate memory" in str(error):
                 raise UserError(
                     f"out of memory on {where.type}: lower --batch (now {config.batch}) and raise --accumulate "
-                    f"(now {config.accumulate}), or lower --crop (now {config.crop})"
+                    f"(now {config.accumulate}), or lower {config.reach}"
                 ) from error
             raise
     if trainer.global_rank:

@@ -273,7 +273,7 @@ def train_painting_codes(
         UserError: no paintings, fewer than the batch, one smaller than the crop, a loss that is not finite.
     """
     watch, folder = Stopwatch(), workspace.model("painting-codes")
-    pictures = _learnt(workspace, load_pictures(workspace, config.smallest_side, config.crop))
+    pictures = _learnt(workspace, load_pictures(workspace, config.smallest_side, config.crop, config.smaller))
     settings = config.deciding()
     if config.perceptual_weight and has_perceptual(config.perceptual):
         settings["perceptual"] = "VGG16"
@@ -304,7 +304,9 @@ def train_mask_codes(
         UserError: no shifted masks yet, one that does not fit its painting, an id that has no channel.
     """
     watch, folder = Stopwatch(), workspace.model("mask-codes")
-    masks = _learnt(workspace, load_masks(workspace, config.smallest_side, config.crop, config.n_labels))
+    masks = _learnt(
+        workspace, load_masks(workspace, config.smallest_side, config.crop, config.n_labels, config.smaller)
+    )
     basis = Basis(config.deciding(), [[[one.key, one.digest] for one in masks]])
     found = up_to_date(folder, basis.mark, again)
     if found is not None:

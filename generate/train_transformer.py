@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -151,9 +152,10 @@ def train_transformer(
     mask_codes, b = load_vqgan(workspace.model("mask-codes"), "tool generate train mask")
     _check_codes(workspace, painting_codes, mask_codes)
     codes = {"painting-codes": a.digest, "mask-codes": b.digest}
-    crop = config.window * painting_codes.config.downsampling
-    masks = load_masks(workspace, config.smallest_side, crop, mask_codes.config.in_channels)
-    by_key = {one.key: one for one in load_pictures(workspace, config.smallest_side, crop)}
+    pixels = painting_codes.config.downsampling
+    crop, smaller = config.window * pixels, partial(config.smaller, pixels=pixels)
+    masks = load_masks(workspace, config.smallest_side, crop, mask_codes.config.in_channels, smaller)
+    by_key = {one.key: one for one in load_pictures(workspace, config.smallest_side, crop, smaller)}
     pairs = [(by_key[mask.key], mask) for mask in masks]
     kept = held_out_keys(workspace)
     digests = [[one.key, painting.digest, one.digest, one.key in kept] for painting, one in pairs]

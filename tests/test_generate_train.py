@@ -102,6 +102,9 @@ def test_presets_have_the_sizes_of_the_seed_document(name: str) -> None:
     gpt = TRANSFORMER[name].gpt(max(painting.codebook_size, mask.codebook_size))
     assert painting.downsampling == mask.downsampling
     assert TRANSFORMER[name].window == gpt.window
+    assert TRANSFORMER[name].reach == "--window (now 16)"
+    # no option of it any more, but in the marks of trainings that are done
+    assert TRANSFORMER[name].deciding()["crop"] == {"small": 128, "seed": 256}[name]
     if name == "seed":
         assert (painting, mask, gpt) == (SEED_PAINTING_CODES, SEED_MASK_CODES, SEED_TRANSFORMER)
         with torch.device("meta"):
@@ -305,8 +308,9 @@ def run(workspace: Workspace, *words: str) -> Result:
 
 def test_commands_from_masks_to_transformer(tmp_path: Path) -> None:
     workspace = toy_workspace(tmp_path)
-    sizes = ["--crop", "16", "--smallest-side", "0", "--batch", "2", "--steps", "3"]
-    short = ["--channel-multipliers", "1,1", "--codebook-size", "8", *sizes, "--start-codebook", "0"]
+    sizes = ["--smallest-side", "0", "--batch", "2", "--steps", "3"]
+    codes = ["--channel-multipliers", "1,1", "--codebook-size", "8", "--start-codebook", "0"]
+    short = [*codes, "--crop", "16", *sizes]
     painting = run(workspace, "painting", "--json", *short)
     assert painting.exit_code == 0, painting.output
     assert json.loads(painting.stdout)["steps"] == 3
@@ -336,8 +340,18 @@ def test_bad_input_is_one_line(trained: Workspace, tmp_path: Path) -> None:
         (("mask", "--lr", "nan"), 2, "--lr nan: give a finite number"),
         (("transformer", "--lr", "inf"), 2, "--lr inf: give a finite number"),
         (("transformer", "--workers", "1000000"), 2, "--workers"),
-        (("mask", "--n-labels", "100", "--batch", "2"), 1, "shifted id 178 has no channel"),
-        (("transformer", "--window", "32", "--smallest-side", "0"), 1, "smaller than the crop of 64"),
+        (
+            ("mask", "--n-labels", "100", "--batch", "2"),
+            1,
+            "shifted id 178 has no channel with n_labels 100; train the mask codes with `tool generate train mask --n-labels 179`",
+        ),
+        (
+            ("transformer", "--window", "32", "--smallest-side", "0"),
+            1,
+            "smaller than the crop of 64; use --smallest-side 64 (scales it up) or --window 18",
+        ),
+        (("transformer", "--crop", "32"), 2, "No such option"),
+        (("painting", "--smallest-side", "0"), 1, "use --smallest-side 128 (scales it up) or --crop 32"),
         (("transformer", "--window", "4", "--batch", "4"), 1, "3 paintings to learn from are fewer"),
         (("transformer", "--width", "30", "--heads", "4"), 2, "is not a multiple of --heads 4"),
     ):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from toy_paintings import COLOURS, toy_workspace
 
 from annotate.errors import UserError
@@ -89,15 +90,23 @@ def test_held_out_keys(tmp_path: Path) -> None:
 
 def test_bad_pictures_are_one_line(tmp_path: Path) -> None:
     workspace = toy_workspace(tmp_path)
-    with pytest.raises(UserError, match=r"36 x 44 is smaller than the crop of 64; use --smallest-side 64"):
+    with pytest.raises(
+        UserError, match=r"36 x 44 is smaller than the crop of 64; use --smallest-side 64 \(scales it up\)$"
+    ):
         load_pictures(workspace, 0, 64)
     with pytest.raises(
-        UserError, match=r"shifted id 178 has no channel with n_labels 150; use --n-labels 179"
+        UserError,
+        match=r"shifted id 178 has no channel with n_labels 150; train the mask codes with `tool generate train mask --n-labels 179`",
     ):
         load_masks(workspace, 0, 16, 150)
     ids = read_mask(workspace.mask("shifted", "toy 1"), Encoding.SHIFTED)
     write_mask(workspace.mask("shifted", "toy 1"), np.ascontiguousarray(ids[:, :-1]), Encoding.SHIFTED)
     with pytest.raises(UserError, match=r"toy 1.png: the mask is 36 x 43, its painting 36 x 44"):
+        load_masks(workspace, 0, 16, 182)
+    Image.fromarray(ids).save(workspace.mask("shifted", "toy 1"))
+    with pytest.raises(
+        UserError, match=r"toy 1.png: does not say that it is shifted; run `tool segment convert`"
+    ):
         load_masks(workspace, 0, 16, 182)
     write_mask(workspace.mask("shifted", "toy 1"), ids, Encoding.SHIFTED)
     write_mask(workspace.mask("shifted", "stray"), ids, Encoding.SHIFTED)

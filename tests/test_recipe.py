@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -128,6 +129,7 @@ def test_a_recipe_that_cannot_be_painted_is_one_line(workspace: Workspace, tmp_p
         (changed("other", models=other), "painted with another transformer (0123)"),
         (changed("words", seed="many"), "not a recipe that can be painted (seed 'many')"),
         (changed("cold", temperature=-1), "not a recipe that can be painted (temperature -1)"),
+        (changed("hollow", temperature=math.nan), "not a recipe that can be painted (--temperature nan"),
     ):
         result = sample(workspace, "--recipe", path, "--out", str(tmp_path / "never"))
         assert result.exit_code == 1, (path, result.output)
