@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from annotate.errors import UserError
 from annotate.files import whole_file
-from annotate.progress import progress
+from annotate.progress import is_first, progress
 from generate.data import Stretches
 from generate.memory import freed_memory_kept
 from generate.presets import Schedule
@@ -310,11 +309,6 @@ class _State(L.Callback):
         with whole_file(self.path) if first else nullcontext(self.path) as path:
             trainer.save_checkpoint(path)  # every process calls it, the first one writes
         trainer.should_stop = pl_module.finished or pl_module.done >= pl_module.config.steps
-
-
-def is_first() -> bool:
-    """Is this the process that speaks and writes, where several train together."""
-    return not any(int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def _restore_finished(state: Path, stage: Stage) -> bool:

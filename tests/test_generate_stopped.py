@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from toy_paintings import toy_workspace
 
@@ -25,6 +26,7 @@ from annotate.masks import Encoding, write_mask
 from annotate.paintings import read_index
 from annotate.workspace import Workspace
 from generate.checkpoint import read_checkpoint
+from generate.commands import generate
 from generate.presets import MaskCodesSettings, PaintingCodesSettings
 from generate.train import Stage
 from generate.train_codes import train_mask_codes, train_painting_codes
@@ -209,3 +211,18 @@ def test_a_training_goes_on_with_the_same_losses(vgg: PaintingCodesSettings, tmp
             train_painting_codes(workspace, before, "cpu")
         with pytest.raises(UserError, match=line):
             train_painting_codes(workspace, now, "cpu")
+
+
+def test_again_begins_at_step_0_and_leaving_it_out_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = toy_workspace(tmp_path)
+    train_mask_codes(workspace, MASK, "cpu")
+    for _ in range(2):
+        with killed(5):
+            train_mask_codes(workspace, MASK, "cpu", again=True)
+    assert "going on" not in capsys.readouterr().err
+    assert train_mask_codes(workspace, MASK, "cpu").trained
+    assert "going on at step 4 of 10" in capsys.readouterr().err
+    said = CliRunner().invoke(generate, ["train", "mask", "--help"]).stdout
+    assert "leave it out" in " ".join(said.split())

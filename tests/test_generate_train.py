@@ -367,30 +367,31 @@ def test_no_codes_yet_names_the_command(tmp_path: Path) -> None:
     assert "run `tool generate train painting`" in result.output
 
 
+def test_only_the_first_process_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = toy_workspace(tmp_path)
+    for rank, said in (("1", False), ("0", True)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        result = run(workspace, "mask", "--batch", "9")
+        assert "3 pictures are fewer than the batch of 9" in result.stderr
+        assert ("Loading the masks" in result.stderr) == said
+
+
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_from_twice_the_batch(tmp_path: Path) -> None:
     """Gradients are averaged, items shared out, the codebook started alike, and one process writes."""
-    words = [
-        "--crop",
-        "16",
-        "--smallest-side",
-        "0",
-        "--steps",
-        "6",
-        "--save-every",
-        "3",
-        "--revive-every",
-        "0",
-    ]
-    words += ["--channel-multipliers", "1,1", "--codebook-size", "8", "--start-codebook", "2", "--lr", "1e-3"]
-    words += ["--precision", "float32", "--device", "cpu", "--json"]
+    words = (
+        "--crop 16 --smallest-side 0 --steps 6 --save-every 3 --revive-every 0 --channel-multipliers 1,1 --codebook-size 8 "
+        "--start-codebook 2 --lr 1e-3 --precision float32 --device cpu --json"
+    )
     states, printed = [], []
     for name, share in (("two", ["--batch", "1", "--devices", "2"]), ("one", ["--batch", "2"])):
         workspace = toy_workspace(tmp_path / name)
         command = [sys.executable, "-m", "cli", "generate", "train", "mask", "-w", str(workspace.root)]
-        done = subprocess.run([*command, *words, *share], capture_output=True, text=True, timeout=200)
+        done = subprocess.run([*command, *words.split(), *share], capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         printed.append(json.loads(done.stdout))
+        assert done.stderr.count("Loading the masks") == 1  # by one process
+        assert "0/6" not in done.stderr
         states.append(load_file(workspace.model("mask-codes") / "model.safetensors"))
         assert not (workspace.model("mask-codes") / STATE).exists()
     assert all(torch.allclose(states[0][key], states[1][key], atol=2e-4) for key in states[0])
