@@ -258,7 +258,7 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
         except DivergedError as error:
             kept = "nothing was saved yet"
             if state.exists():
-                kept = f"the state before it is kept in {folder}, and the next run goes on from it"
+                kept = f"the state before it is kept in {folder}: the next run goes on from it, or with --again from step 0"
             raise UserError(f"training stopped: {error}; lower --lr (now {config.lr:g}); {kept}") from error
         except RuntimeError as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):
