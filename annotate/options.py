@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,7 @@ def settings(config: type, presets: Mapping[str, Any] | None = None) -> Callable
             base = presets[kwargs.pop(PRESET)] if presets else None
             values = {one.name: kwargs.pop(one.name) for one in fields}
             given = {name: value for name, value in values.items() if value is not None}
+            _check_finite(given)
             try:
                 kwargs["config"] = dataclasses.replace(base, **given) if base else config(**given)
             except ValueError as error:
@@ -82,6 +84,13 @@ def settings(config: type, presets: Mapping[str, Any] | None = None) -> Callable
 def option_of(name: str) -> str:
     """The option of a config's field: `save_every` is --save-every; `from_`, Python's way to say it, --from."""
     return "--" + name.rstrip("_").replace("_", "-")
+
+
+def _check_finite(values: Mapping[str, Any]) -> None:
+    """Raise a UsageError for a float that is not a number or infinite: Click takes both, whatever the range."""
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise click.UsageError(f"{option_of(name)} {value}: give a finite number")
 
 
 def _option(one: dataclasses.Field[Any], hint: Any, preset: bool) -> Callable[[Any], Any]:

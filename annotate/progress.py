@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import os
 import time
 from collections.abc import Callable, Iterator
 
 import click
 
+_silent = contextvars.ContextVar("_silent", default=False)
+
 
 def note(text: str) -> None:
     """One line for the person at the terminal; stdout stays free for the result."""
-    click.echo(text, err=True)
+    if not _silent.get():
+        click.echo(text, err=True)
+
+
+def is_first() -> bool:
+    """Is this the process that speaks and writes, where several train together."""
+    return not any(int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Within it there are no notes and no progress bars."""
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
 
 
 class Stopwatch:
@@ -33,6 +53,9 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
 
     On a terminal the bar moves; elsewhere a line is printed every ten seconds and at the end.
     """
+    if _silent.get():
+        yield lambda steps=1, note=None: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -165,6 +165,7 @@ def _transformer(folder: Path, short: dict[str, Any], precision: str, device: st
     from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER
     from generate.tokens import Tokens, Windows
     from generate.train import fit_stage
+    from generate.training_state import Basis
     from generate.vqgan import VQGAN
 
     setattr(train_transformer, "WORTH_COMPILING", 0)  # noqa: B010, as in a training of the preset's length
@@ -173,7 +174,7 @@ def _transformer(folder: Path, short: dict[str, Any], precision: str, device: st
     grid = (SCENE[0] // 16, SCENE[1] // 16)
     views, opened = ((torch.randint(1024, (count, *grid)),) for count in (2, 3))
     tokens = [Tokens("scene", views, opened)]
-    stage = train_transformer.TransformerStage(GPT(config.gpt(1024)), config, "", [], 1024)
+    stage = train_transformer.TransformerStage(GPT(config.gpt(1024)), config, Basis({}), [], 1024)
     windows = Windows(tokens, config.window, 0, config.open_part, config.open_all)
     fit_stage(stage, windows, folder, device, "Training the transformer")
     codes = [VQGAN(one["seed"].vqgan()).eval().to(device) for one in (PAINTING_CODES, MASK_CODES)]

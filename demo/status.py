@@ -33,6 +33,7 @@ class Step:
     total: int
     note: str = ""
     command: str = ""  # brings the step forward
+    due: bool = False  # to be run once more, though there is a result
 
     @property
     def complete(self) -> bool:
@@ -71,7 +72,7 @@ def position(workspace: Workspace) -> Position:
             "tool annotate push PAINTINGS",
         ),
         Step("hand masks", len(hand), asked, "", "tool annotate pull"),
-        Step(*_fields(models["deeplab"]), note=stale, command="tool segment train"),
+        replace(models["deeplab"], note=stale, due=True) if stale else models["deeplab"],
         Step("pseudo masks", len(pseudo - hand), rest, _confidence(workspace), "tool segment pseudo-label"),
         Step("shifted masks", len(shifted), len(hand | pseudo), "", "tool segment convert"),
         models["painting-codes"],
@@ -80,16 +81,13 @@ def position(workspace: Workspace) -> Position:
         Step("samples", samples, 1, "", f"tool generate sample --mask {a_key}"),
     )
     noted = tuple(replace(step, note=step.note or _figure(workspace, step.name)) for step in steps)
-    return Position(str(workspace.root), noted, _next(workspace, noted, bool(stale)))
+    return Position(str(workspace.root), noted, _next(workspace, noted))
 
 
 def _model_step(workspace: Workspace, name: str, title: str, command: str) -> Step:
-    made = (workspace.model(name) / "model.safetensors").exists()
-    return Step(title, int(made), 1, "", command)
-
-
-def _fields(step: Step) -> tuple[str, int, int]:
-    return step.name, step.done, step.total
+    made, begun = ((workspace.model(name) / one).exists() for one in ("model.safetensors", "training.ckpt"))
+    note = f"a training is unfinished: `{command}` with the same options goes on with it" if begun else ""
+    return Step(title, int(made), 1, note, command, due=begun)
 
 
 def _stale(workspace: Workspace) -> str:
@@ -133,7 +131,7 @@ def _figure(workspace: Workspace, step: str) -> str:
     return ", ".join(f"{label} {value}" for label, value in readable(chosen))
 
 
-def _next(workspace: Workspace, steps: tuple[Step, ...], stale: bool) -> str:
+def _next(workspace: Workspace, steps: tuple[Step, ...]) -> str:
     here = (
         "" if workspace.root.resolve() == Path.cwd() else f" --workspace {shlex.quote(str(workspace.root))}"
     )
@@ -142,7 +140,7 @@ def _next(workspace: Workspace, steps: tuple[Step, ...], stale: bool) -> str:
         return f"annotate in Label Studio (tool annotate serve{here}), then: tool annotate pull{here}"
     for step in steps:
         open_ended = step.name == "hand masks" and step.done > 0  # a person decides when it is enough
-        if (not step.complete and not open_ended) or (step.name == "DeepLab" and stale):
+        if (not step.complete and not open_ended) or step.due:
             return step.command + here
     return by_name["samples"].command + here
 
@@ -150,7 +148,7 @@ def _next(workspace: Workspace, steps: tuple[Step, ...], stale: bool) -> str:
 def _table(found: Position) -> str:
     lines = [f"workspace {found.workspace}"]
     for step in found.steps:
-        mark = "done" if step.complete else ("part" if step.done else "")
+        mark = "done" if step.complete and not step.due else ("part" if step.done else "")
         lines.append(f"  {step.name:<15}{step.done:>6} of {step.total:<6}{mark:<6}{step.note}".rstrip())
     return "\n".join([*lines, f"next: {found.next}"])
 

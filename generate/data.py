@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from annotate.errors import UserError
-from annotate.masks import Encoding, read_mask
+from annotate.masks import Encoding, mask_encoding, read_mask
 from annotate.paintings import Painting, load_painting, read_index
 from annotate.progress import progress
 from annotate.workspace import Workspace
@@ -35,12 +35,23 @@ class Picture:
     read: Callable[[], Pixels]  # (H, W, 3) painting, or (H, W) shifted ids
 
 
-def load_pictures(workspace: Workspace, smallest_side: int, crop: int) -> list[Picture]:
+# the option that asks for less than a painting's side in pixels, as " or --crop 248"; "" where there is none
+Smaller = Callable[[int], str]
+
+
+def no_smaller(side: int) -> str:
+    return ""
+
+
+def load_pictures(
+    workspace: Workspace, smallest_side: int, crop: int, smaller: Smaller = no_smaller
+) -> list[Picture]:
     """Every painting of the workspace, scaled so that its smallest side is `smallest_side`.
 
     Args:
         smallest_side: pixels; 0 keeps the paintings as they are.
         crop: the crop that training will cut, in pixels.
+        smaller: the option that asks for a smaller one.
 
     Raises:
         UserError: no paintings, an unreadable one, or one smaller than the crop.
@@ -51,19 +62,21 @@ def load_pictures(workspace: Workspace, smallest_side: int, crop: int) -> list[P
         return lambda: scale(load_painting(path), scaled_size(painting.size, smallest_side), smooth=True)
 
     paintings = list(read_index(workspace).values())
-    _check_crop(paintings, smallest_side, crop)
+    _check_crop(paintings, smallest_side, crop, smaller)
     made = [
         Picture(one.key, scaled_size(one.size, smallest_side), one.sha256, reader(one)) for one in paintings
     ]
     return _keep(made, 3, "Loading the paintings")
 
 
-def load_masks(workspace: Workspace, smallest_side: int, crop: int, n_labels: int) -> list[Picture]:
+def load_masks(
+    workspace: Workspace, smallest_side: int, crop: int, n_labels: int, smaller: Smaller = no_smaller
+) -> list[Picture]:
     """Every shifted mask of the workspace, scaled like its painting (nearest), in the order of its key.
 
     Raises:
-        UserError: no shifted masks yet, a mask without painting or of another size than it, an id that has
-            no channel, or a painting smaller than the crop.
+        UserError: no shifted masks yet, a mask without painting or of another size than it, one that does not say
+            that it is shifted, an id that has no channel, or a painting smaller than the crop.
     """
     keys = workspace.keys_with_mask("shifted")
     if not keys:
@@ -80,6 +93,8 @@ def load_masks(workspace: Workspace, smallest_side: int, crop: int, n_labels: in
         path = workspace.mask("shifted", painting.key)
 
         def read() -> Pixels:
+            if mask_encoding(path) is None:
+                raise UserError(f"{path}: does not say that it is shifted; run `tool segment convert` again")
             ids = read_mask(path, Encoding.SHIFTED)
             check_mask(ids, painting.size, n_labels, path)
             return scale(ids, scaled_size(painting.size, smallest_side), smooth=False)
@@ -87,7 +102,7 @@ def load_masks(workspace: Workspace, smallest_side: int, crop: int, n_labels: in
         return read
 
     paintings = [index[key] for key in keys]
-    _check_crop(paintings, smallest_side, crop)
+    _check_crop(paintings, smallest_side, crop, smaller)
     made = []
     for one in paintings:
         digest = hashlib.sha256(workspace.mask("shifted", one.key).read_bytes()).hexdigest()
@@ -111,8 +126,8 @@ def check_mask(ids: Pixels, size: tuple[int, int], n_labels: int, path: Path) ->
     worst = int(ids.max())
     if worst >= n_labels:
         raise UserError(
-            f"{path}: shifted id {worst} has no channel with n_labels {n_labels}; "
-            f"use --n-labels {worst + 1} or give the class another id in tool.toml"
+            f"{path}: shifted id {worst} has no channel with n_labels {n_labels}; train the mask codes with "
+            f"`tool generate train mask --n-labels {worst + 1}`, or give the class another id in tool.toml"
         )
 
 
@@ -181,21 +196,20 @@ class Crops(Dataset[tuple[Tensor, ...]]):
 class Stretches(Sampler[int]):
     """Item numbers of one stretch of training after another; Lightning calls a stretch an epoch.
 
-    A stretch is what lies between two saved states. Its numbers depend on the stretch alone.
+    A stretch is what lies between two saved states. It begins with the first item that was not learnt from yet, so a
+    training that goes on may have longer or shorter ones than before.
 
     Args:
         total: items of the whole training.
         stretch: items of one stretch; the last may be shorter.
+        done: how many items are learnt from. Lightning's count of epochs will not do: they need not be of one length.
         rank, ranks: this process takes every `ranks`-th item, beginning with its own number.
     """
 
-    def __init__(self, total: int, stretch: int, rank: int = 0, ranks: int = 1) -> None:
-        self.total, self.stretch, self.rank, self.ranks = total, stretch, rank, ranks
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning says here which stretch comes next."""
-        self.epoch = epoch
+    def __init__(
+        self, total: int, stretch: int, done: Callable[[], int], rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.total, self.stretch, self.done, self.rank, self.ranks = total, stretch, done, rank, ranks
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._numbers())
@@ -204,7 +218,7 @@ class Stretches(Sampler[int]):
         return len(self._numbers())
 
     def _numbers(self) -> range:
-        start = self.epoch * self.stretch
+        start = self.done()
         return range(start + self.rank, min(start + self.stretch, self.total), self.ranks)
 
 
@@ -224,13 +238,13 @@ def to_pixels(image: Tensor) -> Tensor:
     return image.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _check_crop(paintings: Sequence[Painting], smallest_side: int, crop: int) -> None:
+def _check_crop(paintings: Sequence[Painting], smallest_side: int, crop: int, smaller: Smaller) -> None:
     for one in paintings:
         size = scaled_size(one.size, smallest_side)
         if min(size) < crop:
             raise UserError(
                 f"{one.path}: {size[0]} x {size[1]} is smaller than the crop of {crop}; "
-                f"use --smallest-side {crop} (scales it up) or --crop {min(size)}"
+                f"use --smallest-side {crop} (scales it up){smaller(min(size))}"
             )
 
 

@@ -73,6 +73,15 @@ def channel_weights() -> list[Tensor]:
     return [state[f"lin{level}.model.1.weight"].flatten() for level in range(len(SLICES))]
 
 
+def has_perceptual(source: str) -> bool:
+    """Whether `find_perceptual` has a loss to give. Nothing is read or downloaded.
+
+    Raises:
+        UserError: the file is not there.
+    """
+    return source == "fetch" or _weights_file(source) is not None
+
+
 def find_perceptual(
     source: str, without: str = "trained without the perceptual loss"
 ) -> PerceptualLoss | None:
@@ -86,18 +95,13 @@ def find_perceptual(
     Raises:
         UserError: the file is not there, or holds something else; there is no network to fetch them.
     """
-    if source == "none":
-        return None
     if source == "fetch":
         return PerceptualLoss(_fetch(), channel_weights())
-    path = Path(source).expanduser()
-    if source == "auto":
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS.url).name
-        if not path.exists():
+    path = _weights_file(source)
+    if path is None:
+        if source == "auto":
             note(f"no VGG16 weights here: {without} (--perceptual FILE or fetch)")
-            return None
-    if not path.is_file():
-        raise UserError(f"--perceptual {source}: no such file; give VGG16's state dict, auto, fetch or none")
+        return None
     try:
         state = read_state_dict(path, "VGG16's state dict, auto, fetch or none")
     except UserError as error:
@@ -119,3 +123,15 @@ def _fetch() -> dict[str, Tensor]:
             f"--perceptual fetch: {WEIGHTS.url} cannot be fetched ({error}); "
             "fetch it elsewhere and give --perceptual FILE, or none"
         ) from error
+
+
+def _weights_file(source: str) -> Path | None:
+    if source == "none":
+        return None
+    if source == "auto":
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS.url).name
+        return path if path.exists() else None
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise UserError(f"--perceptual {source}: no such file; give VGG16's state dict, auto, fetch or none")
+    return path

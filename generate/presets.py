@@ -8,8 +8,12 @@ from typing import Any
 from annotate.options import setting
 from generate.config import GPTConfig, VQGANConfig
 
-# What may change between a killed run and the one that goes on with it: nothing of it decides the weights.
+# What may change between a killed run and the one that goes on with it: nothing of it decides the weights. Of
+# `perceptual`, where VGG16's weights lie is free; whether there are any decides, and the training finds it out.
 FREE = frozenset({"workers", "save_every", "grid_every", "perceptual"})
+
+LEAST_CROP = 16  # pixels
+LEAST_WINDOW = 2  # tokens
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Schedule:
     warmup: int = setting(20, "Steps in which the learning rate rises to its value.", low=0)
     clip: float = setting(1.0, "Longest gradient; 0 leaves it as it is.", low=0.0)
     smallest_side: int = setting(256, "Scale the paintings' smallest side to this; 0 keeps them.", low=0)
-    crop: int = setting(64, "Side of the random crops in pixels.", low=16)
+    crop: int = setting(64, "Side of the random crops in pixels.", low=LEAST_CROP)
     flip: bool = setting(True, "Mirror every second crop.")
     precision: str = setting(
         "auto",
@@ -37,8 +41,13 @@ class Schedule:
     )
     devices: int = setting(1, "GPUs a machine, or processes on a CPU; each has its own --batch.", low=1)
     nodes: int = setting(1, "Machines that train together, started by torchrun or SLURM.", low=1)
-    workers: int = setting(0, "Processes that load crops; 0 loads them in this one.", low=0)
+    workers: int = setting(0, "Processes that load crops; 0 loads them in this one.", low=0, high=64)
     seed: int = setting(0, "Start of the random numbers.", low=0, high=2**31)
+
+    @property
+    def reach(self) -> str:
+        """The option that says how much of a painting is seen at once, and its value."""
+        return f"--crop (now {self.crop})"
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the weights."""
@@ -67,11 +76,21 @@ class CodesSettings(Schedule):
     )
 
     def __post_init__(self) -> None:
+        if min(self._vqgan(3).channel_multipliers, default=0) < 1:
+            raise ValueError(
+                f"--channel-multipliers {self.channel_multipliers!r}: give one number from 1 on for each level, such as 1,2,4"
+            )
         factor = self._vqgan(3).downsampling
         if self.crop % factor:
             raise ValueError(f"--crop {self.crop} is not a multiple of {factor}, the pixels a token")
         if self.channels % 32:
             raise ValueError(f"--channels {self.channels} is not a multiple of 32, the groups of the norms")
+
+    def smaller(self, side: int) -> str:
+        """The option that cuts crops which fit into `side` pixels, as a message goes on with it."""
+        factor = self._vqgan(3).downsampling
+        crop = side // factor * factor
+        return f" or --crop {crop}" if crop >= LEAST_CROP else ""
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -178,10 +197,13 @@ class MaskCodesSettings(CodesSettings):
 class TransformerSettings(Schedule):
     """Sizes of the transformer and how it is trained; the crop follows from the window."""
 
+    crop: int = 64  # no option: only the marks of trainings from when it was one still have it
     layers: int = setting(6, "Blocks (n_layer).", low=1)
     heads: int = setting(8, "Attention heads (n_head).", low=1)
     width: int = setting(256, "Width (n_embd).", low=8)
-    window: int = setting(16, "Side of the window in tokens; the block is twice its square.", low=2)
+    window: int = setting(
+        16, "Side of the window in tokens; the block is twice its square.", low=LEAST_WINDOW
+    )
     dropout: float = setting(0.0, "Dropout.", low=0.0, high=0.9)
     token_dropout: float = setting(
         0.0,
@@ -214,6 +236,14 @@ class TransformerSettings(Schedule):
             raise ValueError(f"--open-all {self.open_all} and --open-part {self.open_part} are more than 1")
         if self.width % self.heads:
             raise ValueError(f"--width {self.width} is not a multiple of --heads {self.heads}")
+
+    def smaller(self, side: int, pixels: int) -> str:
+        """As of codes; `pixels` a token."""
+        return f" or --window {side // pixels}" if side >= LEAST_WINDOW * pixels else ""
+
+    @property
+    def reach(self) -> str:
+        return f"--window (now {self.window})"
 
     def gpt(self, vocab_size: int) -> GPTConfig:
         return GPTConfig(

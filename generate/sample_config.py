@@ -62,7 +62,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "guidance"):
-            if not math.isfinite(getattr(self, name)):
+            if not math.isfinite(getattr(self, name)):  # a recipe can say so, options cannot
                 raise ValueError(f"--{name} {getattr(self, name)}: a number, such as 0.7")
         if self.stride not in (1, 8):
             raise ValueError(f"--stride {self.stride}: 1 or 8")

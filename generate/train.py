@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,12 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from annotate.errors import UserError
 from annotate.files import whole_file
-from annotate.progress import progress
+from annotate.progress import is_first, note, progress
 from generate.data import Stretches
 from generate.memory import freed_memory_kept
 from generate.presets import Schedule
 from generate.recorded_step import RecordedStep
-from generate.training_state import STATE, resumable
+from generate.training_state import STATE, Basis, resumable, sweep
 from segment.device import choose_device, has_fast_bfloat16
 from segment.signals import EndsOnSigterm
 
@@ -43,13 +42,13 @@ class Stage(L.LightningModule):
 
     Args:
         config: its settings.
-        mark: what the weights depend on; saved in the state.
+        basis: what the weights depend on; saved in the state.
     """
 
-    def __init__(self, config: Schedule, mark: str) -> None:
+    def __init__(self, config: Schedule, basis: Basis) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.config, self.mark = config, mark
+        self.config, self.basis = config, basis
         self.items: Dataset[Any] | None = None  # what is learnt from; `fit_stage` says it
         self.done = 0  # steps of the optimizer
         self.history: list[dict[str, float]] = []
@@ -72,7 +71,13 @@ class Stage(L.LightningModule):
         return DataLoader(
             self.items,
             batch_size=config.batch,
-            sampler=Stretches(config.steps * per_step, config.save_every * per_step, self.global_rank, ranks),
+            sampler=Stretches(
+                config.steps * per_step,
+                config.save_every * per_step,
+                lambda: self.done * per_step,
+                self.global_rank,
+                ranks,
+            ),
             num_workers=config.workers,
             persistent_workers=config.workers > 0,
         )
@@ -192,8 +197,8 @@ class Stage(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["own"] = {
-            "mark": self.mark,
-            "settings": self.config.deciding(),
+            "mark": self.basis.mark,
+            "settings": dict(self.basis.settings),
             "done": self.done,
             "history": self.history,
             "finished": self.finished,
@@ -223,10 +228,14 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
             disk is full; what was saved before stays.
     """
     config, where, state = stage.config, choose_device(device), folder / STATE
-    resume = resumable(state, config, stage.mark)
+    if is_first():
+        sweep(folder)
+    resume = resumable(state, config, stage.basis)
     if resume and _restore_finished(state, stage):
         return
     stage.items = items
+    if config.nodes > 1 and is_first():
+        note(f"begins when all {config.nodes} machines have: give each the same command (docs/scale.md)")
     several, half = config.devices * config.nodes > 1, _wants_bfloat16(config.precision, where)
     memory = freed_memory_kept(where.type, large=not half)
     with _quiet(), memory, progress(title, config.steps) as advance:
@@ -238,7 +247,7 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
             strategy="ddp_find_unused_parameters_true" if several else "auto",
             use_distributed_sampler=False,  # `Stretches` shares the items out
             precision="bf16-mixed" if half else "32-true",
-            max_epochs=math.ceil(config.steps / config.save_every),
+            max_epochs=-1,  # `_State` ends it
             logger=False,
             callbacks=[_State(state), EndsOnSigterm(), *([_Bar(advance)] if is_first() else [])],
             plugins=[_Direct()],
@@ -249,13 +258,15 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
         try:
             trainer.fit(stage, ckpt_path=state if resume else None, weights_only=True)
         except DivergedError as error:
-            kept = f"the state before it is kept in {folder}" if state.exists() else "nothing was saved yet"
+            kept = "nothing was saved yet"
+            if state.exists():
+                kept = f"the state before it is kept in {folder}: the next run goes on from it, or with --again from step 0"
             raise UserError(f"training stopped: {error}; lower --lr (now {config.lr:g}); {kept}") from error
         except RuntimeError as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):
                 raise UserError(
                     f"out of memory on {where.type}: lower --batch (now {config.batch}) and raise --accumulate "
-                    f"(now {config.accumulate}), or lower --crop (now {config.crop})"
+                    f"(now {config.accumulate}), or lower {config.reach}"
                 ) from error
             raise
     if trainer.global_rank:
@@ -287,7 +298,7 @@ class _Direct(TorchCheckpointIO):
 
 
 class _State(L.Callback):
-    """Writes the state after every stretch, whole or not at all; ends the training that is finished early."""
+    """Writes the state after every stretch, whole or not at all; ends the training behind its last."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -299,12 +310,7 @@ class _State(L.Callback):
             pl_module.draw_grid()
         with whole_file(self.path) if first else nullcontext(self.path) as path:
             trainer.save_checkpoint(path)  # every process calls it, the first one writes
-        trainer.should_stop = pl_module.finished
-
-
-def is_first() -> bool:
-    """Is this the process that speaks and writes, where several train together."""
-    return not any(int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+        trainer.should_stop = pl_module.finished or pl_module.done >= pl_module.config.steps
 
 
 def _restore_finished(state: Path, stage: Stage) -> bool:

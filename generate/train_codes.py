@@ -26,11 +26,11 @@ from generate.discriminator import PatchDiscriminator, hinge_loss
 from generate.expand import expand
 from generate.grid import SHOWN, draw_masks, draw_paintings
 from generate.losses import adversarial_sum, balanced_weights, class_wise_loss, detail_loss, pixel_loss
-from generate.perceptual import find_perceptual
+from generate.perceptual import find_perceptual, has_perceptual
 from generate.presets import CodesSettings, MaskCodesSettings, PaintingCodesSettings
 from generate.texture import texture_loss
 from generate.train import Figures, Stage, fit_stage
-from generate.training_state import fingerprint, finish, up_to_date
+from generate.training_state import Basis, finish, up_to_date
 from generate.vqgan import VQGAN
 
 LOST = 0.1  # IoU of a class through the mask codes, below which it is as good as gone
@@ -54,8 +54,8 @@ class CodesResult:
 class CodesStage(Stage):
     """A VQGAN in training. A subclass says how a batch becomes input and what its reconstruction costs."""
 
-    def __init__(self, net: VQGAN, crops: Dataset[Any], config: CodesSettings, mark: str) -> None:
-        super().__init__(config, mark)
+    def __init__(self, net: VQGAN, crops: Dataset[Any], config: CodesSettings, basis: Basis) -> None:
+        super().__init__(config, basis)
         self.net, self.crops, self.codes = net, crops, config
         self.use = CodebookUse(net.config.codebook_size)
         self._vectors = torch.empty(0)
@@ -122,9 +122,9 @@ class PaintingStage(CodesStage):
     """L1, the pyramid's L1, the texture, the perceptual loss where there are weights, the adversarial one if asked for."""
 
     def __init__(
-        self, net: VQGAN, crops: Crops, config: PaintingCodesSettings, mark: str, grid: Path
+        self, net: VQGAN, crops: Crops, config: PaintingCodesSettings, basis: Basis, grid: Path
     ) -> None:
-        super().__init__(net, crops, config, mark)
+        super().__init__(net, crops, config, basis)
         self.painting, self.grid = config, grid
         self.shown = [row[0] for row in crops.rows[:SHOWN]]
         found = find_perceptual(config.perceptual) if config.perceptual_weight else None
@@ -212,11 +212,11 @@ class MaskStage(CodesStage):
         net: VQGAN,
         crops: Dataset[Any],
         config: MaskCodesSettings,
-        mark: str,
+        basis: Basis,
         present: Sequence[int],
         weights: Tensor | None,
     ) -> None:
-        super().__init__(net, crops, config, mark)
+        super().__init__(net, crops, config, basis)
         table = torch.zeros(256, dtype=torch.int64)
         table[list(present)] = torch.arange(len(present))
         self.register_buffer("channel", table, persistent=False)  # of a shifted id
@@ -273,15 +273,19 @@ def train_painting_codes(
         UserError: no paintings, fewer than the batch, one smaller than the crop, a loss that is not finite.
     """
     watch, folder = Stopwatch(), workspace.model("painting-codes")
-    pictures = _learnt(workspace, load_pictures(workspace, config.smallest_side, config.crop))
-    mark = fingerprint(config.deciding(), [[one.key, one.digest] for one in pictures])
-    found = up_to_date(folder, mark, again)
+    pictures = _learnt(workspace, load_pictures(workspace, config.smallest_side, config.crop, config.smaller))
+    digests = [[[one.key, one.digest] for one in pictures]]
+    plain, seen = (Basis({**config.deciding(), **more}, digests) for more in ({}, {"perceptual": "VGG16"}))
+    basis = seen if config.perceptual_weight and has_perceptual(config.perceptual) else plain
+    # what is trained does not become out of date by weights that torchvision has fetched since
+    fitting = (plain, seen) if config.perceptual == "auto" else (basis,)
+    found = next(filter(None, [up_to_date(folder, one.mark, again) for one in fitting]), None)
     if found is not None:
         return CodesResult(**{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0})
     crops = _crops(pictures, config)
     torch.manual_seed(config.seed)
     grid = workspace.reports / "generate-train-painting.png"
-    stage = PaintingStage(VQGAN(config.vqgan()), crops, config, mark, grid)
+    stage = PaintingStage(VQGAN(config.vqgan()), crops, config, basis, grid)
     fit_stage(stage, crops, folder, device, "Training the painting codes")
     losses = ["l1", *(["laplacian"] if config.detail else [])]
     losses += ["texture"] if config.texture_start < config.steps else []
@@ -301,9 +305,11 @@ def train_mask_codes(
         UserError: no shifted masks yet, one that does not fit its painting, an id that has no channel.
     """
     watch, folder = Stopwatch(), workspace.model("mask-codes")
-    masks = _learnt(workspace, load_masks(workspace, config.smallest_side, config.crop, config.n_labels))
-    mark = fingerprint(config.deciding(), [[one.key, one.digest] for one in masks])
-    found = up_to_date(folder, mark, again)
+    masks = _learnt(
+        workspace, load_masks(workspace, config.smallest_side, config.crop, config.n_labels, config.smaller)
+    )
+    basis = Basis(config.deciding(), [[[one.key, one.digest] for one in masks]])
+    found = up_to_date(folder, basis.mark, again)
     if found is not None:
         return CodesResult(**{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0})
     crops = _crops(masks, config)
@@ -315,7 +321,7 @@ def train_mask_codes(
     net = VQGAN(VQGANConfig.from_dict(sizes))
     opened = OpenedMasks(crops, config.open_part, config.seed)
     weights = balanced_weights(torch.from_numpy(pixels[present])) if config.loss == "balanced" else None
-    stage = MaskStage(net, opened, config, mark, present, weights)
+    stage = MaskStage(net, opened, config, basis, present, weights)
     stage.draw = lambda compact: draw_masks(
         workspace, masks[:SHOWN], expand(compact, present, config.n_labels)
     )
@@ -375,7 +381,7 @@ def _save(
 ) -> None:
     folder = workspace.model(f"{name}-codes")
     figures = {key: value for key, value in asdict(result).items() if key != "model"}
-    extra = {"train": asdict(stage.config), "mark": stage.mark, "figures": figures}
+    extra = {"train": asdict(stage.config), "mark": stage.basis.mark, "figures": figures}
     save_model(folder, net, extra | about)
     report = {**figures, **about, "codebook_size": net.config.codebook_size, "history": stage.history}
     workspace.save_report(f"generate-train-{name}", report)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from annotate.options import device_option, emit, json_option, settings, workspace_option
+from annotate.progress import is_first, silence
 from generate.presets import (
     MASK_CODES,
     PAINTING_CODES,
@@ -21,15 +22,22 @@ if TYPE_CHECKING:
     from generate.train_codes import CodesResult
 
 UP_TO_DATE = "up to date: its pictures and settings are those it was trained with (--again trains anew)"
-again_option = click.option("--again", is_flag=True, help="Train afresh even where the model is up to date.")
+again_option = click.option(
+    "--again",
+    is_flag=True,
+    help="Begin at step 0, even where the model is up to date or a training is unfinished. To go on with one that "
+    "was killed, leave it out.",
+)
 
 
 @click.group()
 def train() -> None:
     """Train the generator: painting, then mask, then transformer.
 
-    A killed training goes on where it stood when the same command runs again.
+    A killed training goes on where it stood when the same command runs again, without --again.
     """
+    if not is_first():
+        click.get_current_context().with_resource(silence())
 
 
 @train.command("painting")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,7 @@ from generate.losses import next_token_loss
 from generate.presets import TransformerSettings
 from generate.tokens import Tokens, Windows, cut_to_tokens, held_out_windows
 from generate.train import Figures, Stage, fit_stage
-from generate.training_state import fingerprint, finish, up_to_date
+from generate.training_state import Basis, finish, up_to_date
 from generate.vqgan import VQGAN
 from generate.working_copies import CopiedAdamW
 
@@ -49,9 +50,9 @@ class TransformerStage(Stage):
     """Next-token cross-entropy; keeps the weights that do best on the held-out paintings."""
 
     def __init__(
-        self, gpt: GPT, config: TransformerSettings, mark: str, held_out: Sequence[Tokens], codes: int
+        self, gpt: GPT, config: TransformerSettings, basis: Basis, held_out: Sequence[Tokens], codes: int
     ) -> None:
-        super().__init__(config, mark)
+        super().__init__(config, basis)
         self.gpt, self.transformer, self.codes = gpt, config, codes
         self.checks = held_out_windows(held_out, config.window, config.seed) if held_out else None
         self.best = math.inf  # nats a token on the held-out paintings
@@ -151,14 +152,15 @@ def train_transformer(
     mask_codes, b = load_vqgan(workspace.model("mask-codes"), "tool generate train mask")
     _check_codes(workspace, painting_codes, mask_codes)
     codes = {"painting-codes": a.digest, "mask-codes": b.digest}
-    crop = config.window * painting_codes.config.downsampling
-    masks = load_masks(workspace, config.smallest_side, crop, mask_codes.config.in_channels)
-    by_key = {one.key: one for one in load_pictures(workspace, config.smallest_side, crop)}
+    pixels = painting_codes.config.downsampling
+    crop, smaller = config.window * pixels, partial(config.smaller, pixels=pixels)
+    masks = load_masks(workspace, config.smallest_side, crop, mask_codes.config.in_channels, smaller)
+    by_key = {one.key: one for one in load_pictures(workspace, config.smallest_side, crop, smaller)}
     pairs = [(by_key[mask.key], mask) for mask in masks]
     kept = held_out_keys(workspace)
     digests = [[one.key, painting.digest, one.digest, one.key in kept] for painting, one in pairs]
-    mark = fingerprint(config.deciding(), digests, codes)
-    found = up_to_date(folder, mark, again)
+    basis = Basis(config.deciding(), [digests, codes])
+    found = up_to_date(folder, basis.mark, again)
     if found is not None:
         return TransformerResult(
             **{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0}
@@ -182,7 +184,7 @@ def train_transformer(
         config.open_part,
         config.open_all,
     )
-    stage = TransformerStage(gpt, config, mark, held_out, painting_codes.config.codebook_size)
+    stage = TransformerStage(gpt, config, basis, held_out, painting_codes.config.codebook_size)
     shown = held_out or windows.paintings
     stage.draw = lambda gpt: draw_windows(workspace, shown, gpt, painting_codes, config)
     fit_stage(stage, windows, folder, device, "Training the transformer")
@@ -199,7 +201,7 @@ def train_transformer(
         trained=True,
     )
     figures = {key: value for key, value in asdict(result).items() if key != "model"}
-    about = {"train": asdict(config), "mark": mark, "codes": codes, "figures": figures}
+    about = {"train": asdict(config), "mark": basis.mark, "codes": codes, "figures": figures}
     save_model(folder, stage.gpt, about)
     workspace.save_report("generate-train-transformer", {**figures, "history": stage.history})
     finish(folder)

@@ -35,7 +35,7 @@ from generate.tokens import Tokens, Windows
 from generate.train import Stage, fit_stage
 from generate.train_codes import MaskStage, train_mask_codes, train_painting_codes
 from generate.train_transformer import TransformerStage, train_transformer
-from generate.training_state import STATE
+from generate.training_state import STATE, Basis
 from generate.vqgan import VQGAN
 from generate.working_copies import CopiedAdamW
 
@@ -102,6 +102,9 @@ def test_presets_have_the_sizes_of_the_seed_document(name: str) -> None:
     gpt = TRANSFORMER[name].gpt(max(painting.codebook_size, mask.codebook_size))
     assert painting.downsampling == mask.downsampling
     assert TRANSFORMER[name].window == gpt.window
+    assert TRANSFORMER[name].reach == "--window (now 16)"
+    # no option of it any more, but in the marks of trainings that are done
+    assert TRANSFORMER[name].deciding()["crop"] == {"small": 128, "seed": 256}[name]
     if name == "seed":
         assert (painting, mask, gpt) == (SEED_PAINTING_CODES, SEED_MASK_CODES, SEED_TRANSFORMER)
         with torch.device("meta"):
@@ -131,7 +134,7 @@ def test_transformer_overfits_a_batch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     paintings = [Tokens(str(n), (torch.randint(16, (2, 4, 4)),)) for n in range(3)]
     config = replace(TOKENS, steps=120, lr=1e-2, batch=3, dropout=0.0, token_dropout=0.0, save_every=120)
-    stage = TransformerStage(GPT(config.gpt(16)), config, "mark", paintings, 16)
+    stage = TransformerStage(GPT(config.gpt(16)), config, Basis({}), paintings, 16)
     fit_stage(stage, Windows(paintings, 4, 0), tmp_path, "cpu", "Overfitting")
     assert stage.latest("loss") < 0.1
     assert stage.best < 0.1
@@ -143,7 +146,7 @@ def test_copies_in_bfloat16_change_no_bit(tmp_path: Path, monkeypatch: pytest.Mo
     found = []
     for name in ("copies", "plain"):
         torch.manual_seed(0)
-        stage = TransformerStage(GPT(config.gpt(16)), config, "mark", [], 16)
+        stage = TransformerStage(GPT(config.gpt(16)), config, Basis({}), [], 16)
         fit_stage(stage, Windows(paintings, 4, 0), tmp_path / name, "cpu", "With copies")
         found.append((stage.optimizer.copies, stage.gpt.state_dict(), stage.optimizer.state_dict()["state"]))
         monkeypatch.setattr(CopiedAdamW, "copy_matrices", lambda *_, **__: None)
@@ -305,8 +308,9 @@ def run(workspace: Workspace, *words: str) -> Result:
 
 def test_commands_from_masks_to_transformer(tmp_path: Path) -> None:
     workspace = toy_workspace(tmp_path)
-    sizes = ["--crop", "16", "--smallest-side", "0", "--batch", "2", "--steps", "3"]
-    short = ["--channel-multipliers", "1,1", "--codebook-size", "8", *sizes, "--start-codebook", "0"]
+    sizes = ["--smallest-side", "0", "--batch", "2", "--steps", "3"]
+    codes = ["--channel-multipliers", "1,1", "--codebook-size", "8", "--start-codebook", "0"]
+    short = [*codes, "--crop", "16", *sizes]
     painting = run(workspace, "painting", "--json", *short)
     assert painting.exit_code == 0, painting.output
     assert json.loads(painting.stdout)["steps"] == 3
@@ -326,8 +330,28 @@ def test_bad_input_is_one_line(trained: Workspace, tmp_path: Path) -> None:
         (("painting", "--batch", "9", "--crop", "16"), 1, "3 pictures are fewer than the batch of 9"),
         (("painting", "--crop", "18"), 2, "--crop 18 is not a multiple of"),
         (("painting", "--channel-multipliers", "1,x"), 2, "give whole numbers such as 1,2,4"),
-        (("mask", "--n-labels", "100", "--batch", "2"), 1, "shifted id 178 has no channel"),
-        (("transformer", "--window", "32", "--smallest-side", "0"), 1, "smaller than the crop of 64"),
+        (
+            ("painting", "--channel-multipliers", "0,1"),
+            2,
+            "--channel-multipliers '0,1': give one number from 1 on",
+        ),
+        (("mask", "--channel-multipliers", "-1"), 2, "give one number from 1 on for each level"),
+        (("mask", "--channel-multipliers", ""), 2, "give one number from 1 on for each level"),
+        (("mask", "--lr", "nan"), 2, "--lr nan: give a finite number"),
+        (("transformer", "--lr", "inf"), 2, "--lr inf: give a finite number"),
+        (("transformer", "--workers", "1000000"), 2, "--workers"),
+        (
+            ("mask", "--n-labels", "100", "--batch", "2"),
+            1,
+            "shifted id 178 has no channel with n_labels 100; train the mask codes with `tool generate train mask --n-labels 179`",
+        ),
+        (
+            ("transformer", "--window", "32", "--smallest-side", "0"),
+            1,
+            "smaller than the crop of 64; use --smallest-side 64 (scales it up) or --window 18",
+        ),
+        (("transformer", "--crop", "32"), 2, "No such option"),
+        (("painting", "--smallest-side", "0"), 1, "use --smallest-side 128 (scales it up) or --crop 32"),
         (("transformer", "--window", "4", "--batch", "4"), 1, "3 paintings to learn from are fewer"),
         (("transformer", "--width", "30", "--heads", "4"), 2, "is not a multiple of --heads 4"),
     ):
@@ -343,30 +367,31 @@ def test_no_codes_yet_names_the_command(tmp_path: Path) -> None:
     assert "run `tool generate train painting`" in result.output
 
 
+def test_only_the_first_process_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = toy_workspace(tmp_path)
+    for rank, said in (("1", False), ("0", True)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        result = run(workspace, "mask", "--batch", "9")
+        assert "3 pictures are fewer than the batch of 9" in result.stderr
+        assert ("Loading the masks" in result.stderr) == said
+
+
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_from_twice_the_batch(tmp_path: Path) -> None:
     """Gradients are averaged, items shared out, the codebook started alike, and one process writes."""
-    words = [
-        "--crop",
-        "16",
-        "--smallest-side",
-        "0",
-        "--steps",
-        "6",
-        "--save-every",
-        "3",
-        "--revive-every",
-        "0",
-    ]
-    words += ["--channel-multipliers", "1,1", "--codebook-size", "8", "--start-codebook", "2", "--lr", "1e-3"]
-    words += ["--precision", "float32", "--device", "cpu", "--json"]
+    words = (
+        "--crop 16 --smallest-side 0 --steps 6 --save-every 3 --revive-every 0 --channel-multipliers 1,1 --codebook-size 8 "
+        "--start-codebook 2 --lr 1e-3 --precision float32 --device cpu --json"
+    )
     states, printed = [], []
     for name, share in (("two", ["--batch", "1", "--devices", "2"]), ("one", ["--batch", "2"])):
         workspace = toy_workspace(tmp_path / name)
         command = [sys.executable, "-m", "cli", "generate", "train", "mask", "-w", str(workspace.root)]
-        done = subprocess.run([*command, *words, *share], capture_output=True, text=True, timeout=200)
+        done = subprocess.run([*command, *words.split(), *share], capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         printed.append(json.loads(done.stdout))
+        assert done.stderr.count("Loading the masks") == 1  # by one process
+        assert "0/6" not in done.stderr
         states.append(load_file(workspace.model("mask-codes") / "model.safetensors"))
         assert not (workspace.model("mask-codes") / STATE).exists()
     assert all(torch.allclose(states[0][key], states[1][key], atol=2e-4) for key in states[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from toy_paintings import COLOURS, toy_workspace
 
 from annotate.errors import UserError
@@ -75,10 +77,9 @@ def test_items_depend_on_their_number_alone_and_every_painting_comes_up(tmp_path
 
 def test_stretches_cover_every_item_once_and_share_it_among_ranks() -> None:
     numbers = []
-    for epoch in range(3):
+    for start in (0, 8, 16):
         for rank in range(2):
-            sampler = Stretches(total=22, stretch=8, rank=rank, ranks=2)
-            sampler.set_epoch(epoch)
+            sampler = Stretches(22, 8, partial(int, start), rank, ranks=2)
             assert len(sampler) == len(list(sampler))
             numbers += list(sampler)
     assert sorted(numbers) == list(range(22))
@@ -90,15 +91,23 @@ def test_held_out_keys(tmp_path: Path) -> None:
 
 def test_bad_pictures_are_one_line(tmp_path: Path) -> None:
     workspace = toy_workspace(tmp_path)
-    with pytest.raises(UserError, match=r"36 x 44 is smaller than the crop of 64; use --smallest-side 64"):
+    with pytest.raises(
+        UserError, match=r"36 x 44 is smaller than the crop of 64; use --smallest-side 64 \(scales it up\)$"
+    ):
         load_pictures(workspace, 0, 64)
     with pytest.raises(
-        UserError, match=r"shifted id 178 has no channel with n_labels 150; use --n-labels 179"
+        UserError,
+        match=r"shifted id 178 has no channel with n_labels 150; train the mask codes with `tool generate train mask --n-labels 179`",
     ):
         load_masks(workspace, 0, 16, 150)
     ids = read_mask(workspace.mask("shifted", "toy 1"), Encoding.SHIFTED)
     write_mask(workspace.mask("shifted", "toy 1"), np.ascontiguousarray(ids[:, :-1]), Encoding.SHIFTED)
     with pytest.raises(UserError, match=r"toy 1.png: the mask is 36 x 43, its painting 36 x 44"):
+        load_masks(workspace, 0, 16, 182)
+    Image.fromarray(ids).save(workspace.mask("shifted", "toy 1"))
+    with pytest.raises(
+        UserError, match=r"toy 1.png: does not say that it is shifted; run `tool segment convert`"
+    ):
         load_masks(workspace, 0, 16, 182)
     write_mask(workspace.mask("shifted", "toy 1"), ids, Encoding.SHIFTED)
     write_mask(workspace.mask("shifted", "stray"), ids, Encoding.SHIFTED)

@@ -58,6 +58,8 @@ def test_options_override_a_preset() -> None:
     [
         (("--steps", "0"), "--steps"),
         (("--mode", "wild"), "--mode"),
+        (("--rate", "nan"), "--rate nan: give a finite number"),
+        (("--rate", "1e999"), "--rate inf: give a finite number"),
         (("--mode", "firm", "--no-warm"), "--mode firm needs --warm"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -135,6 +136,7 @@ def test_a_recipe_that_cannot_be_painted_is_one_line(workspace: Workspace, tmp_p
         (changed("text", together="0"), "painted together with '0'"),
         (changed("twice", together=[0, 0]), "painted together with [0, 0]"),
         (changed("below", number=-1, together=[-1]), "-1, painted together with [-1]"),
+        (changed("hollow", temperature=math.nan), "not a recipe that can be painted (temperature nan"),
     ):
         result = sample(workspace, "--recipe", path, "--out", str(tmp_path / "never"))
         assert result.exit_code == 1, (path, result.output)

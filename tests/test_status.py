@@ -98,6 +98,23 @@ def test_other_hand_masks_ask_for_training_again_and_copies_do_not(tmp_path: Pat
     assert "3 hand masks changed since: train again" in str(position(copy).steps)
 
 
+def test_an_unfinished_training_is_told_and_comes_next(tmp_path: Path) -> None:
+    workspace = filled(tmp_path, 2, 2, 4, ("deeplab", *GENERATOR))
+    workspace.save_report("generate-train-mask", {"loss": 0.5, "used": 100})
+    state = workspace.model("mask-codes") / "training.ckpt"
+    state.touch()
+    line = next(line for line in run(workspace).stdout.splitlines() if "mask codes" in line)
+    assert "done" not in line
+    assert (
+        "a training is unfinished: `tool generate train mask` with the same options goes on with it" in line
+    )
+    assert position(workspace).next.startswith("tool generate train mask")
+    (workspace.model("mask-codes") / "model.safetensors").unlink()
+    assert "a training is unfinished" in run(workspace).stdout
+    state.unlink()
+    assert "a training is unfinished" not in run(workspace).stdout
+
+
 def test_status_prints_counts_and_the_same_as_json(tmp_path: Path) -> None:
     workspace = filled(tmp_path / "it's here", 2, 1, 0, ("deeplab",))
     text = run(workspace).stdout
