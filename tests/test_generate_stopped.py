@@ -197,6 +197,7 @@ def test_a_perceptual_loss_makes_another_model(vgg: PaintingCodesSettings, tmp_p
     assert not train_painting_codes(workspace, replace(PAINTING, perceptual="auto"), "cpu").trained
     assert train_painting_codes(workspace, vgg, "cpu").trained
     assert "perceptual (VGG16)" in read_checkpoint(workspace.model("painting-codes")).config["losses"]
+    assert not train_painting_codes(workspace, replace(PAINTING, perceptual="auto"), "cpu").trained
     elsewhere = Path(vgg.perceptual).rename(tmp_path / "vgg-16.pth")
     assert not train_painting_codes(workspace, replace(vgg, perceptual=str(elsewhere)), "cpu").trained
     assert train_painting_codes(workspace, PAINTING, "cpu").trained
