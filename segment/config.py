@@ -98,7 +98,9 @@ class TrainConfig:
         "auto", "How they share the work; auto is ddp from two on.", choices=("auto", "ddp")
     )
     seed: int = setting(0, "Start of all random numbers.")
-    workers: int = setting(0, "Processes that prepare crops; 0 prepares them in the training process.", low=0)
+    workers: int = setting(
+        0, "Processes that prepare crops; 0 prepares them in the training process.", low=0, high=64
+    )
 
     def __post_init__(self) -> None:
         if self.scale_low > self.scale_high:
