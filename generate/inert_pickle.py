@@ -185,6 +185,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": lambda *rows: _Dict(*rows[:1]),
     "collections.defaultdict": lambda *rows: _Dict(),
     "torch._utils._rebuild_parameter_with_state": lambda data, *rest: data,
+    "torch.Size": lambda size=(): tuple(size),
     # plain values and instances of classes: of no use here, and nothing of theirs is run
     **dict.fromkeys(
         (
@@ -214,7 +215,6 @@ _MAKERS: dict[str, Callable[..., Any]] = {
             "pathlib.WindowsPath",
             "pathlib._local.PosixPath",
             "pathlib._local.WindowsPath",
-            "torch.Size",
             "torch._utils._rebuild_device_tensor_from_numpy",
             "torch._utils._rebuild_qtensor",
             "torch._utils._rebuild_sparse_tensor",
