@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from annotate.errors import UserError
 from annotate.files import write_whole
@@ -26,6 +26,11 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 THUMBNAIL = 16  # pixels
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a larger one is reported with the size that would do
 _EXIF_ORIENTATION = 0x0112
+# What Pillow raises for damaged files, by the format; `UserError` says it in one line.
+_DAMAGED = (
+    *(OSError, EOFError, MemoryError, struct.error),
+    *(SyntaxError, ValueError, TypeError, ArithmeticError, LookupError),
+)
 # what every browser shows and Label Studio takes, by the format that the content really has
 _BROWSER_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
@@ -253,7 +258,8 @@ def _inspect(content: bytes, path: Path) -> tuple[tuple[int, int], NDArray[np.ui
     """
     with _opened(content, path) as image:
         size = _upright_size(image)
-        image.draft(image.mode, (image.width // 8, image.height // 8))  # other formats take no notice
+        # other formats take no notice
+        image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
         small = _upright_rgb(image, path).resize(
             (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX, reducing_gap=2.0
         )
@@ -292,8 +298,13 @@ def _opened(content: bytes, path: Path) -> Iterator[Image.Image]:
             yield image
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, struct.error, EOFError, MemoryError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); copy it again from its source") from error
+    except UnidentifiedImageError as error:  # its own words are a place in memory
+        raise UserError(
+            f"{path}: not a readable image (of no kind that is known); copy it again from its source"
+        ) from error
+    except _DAMAGED as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not a readable image ({said}); copy it again from its source") from error
 
 
 def _upright_rgb(image: Image.Image, path: Path) -> Image.Image:
@@ -303,6 +314,8 @@ def _upright_rgb(image: Image.Image, path: Path) -> Image.Image:
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """(H, W) after the rotation that EXIF asks for."""
+    if image.format == "TIFF":  # Pillow turns it itself, the size at once and the pixels when they are read
+        image.load()
     width, height = image.size
     turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)

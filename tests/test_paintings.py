@@ -13,6 +13,7 @@ import pytest
 from conftest import Painter
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngImageFile
 
 from annotate import paintings
 from annotate.errors import UserError
@@ -66,11 +67,14 @@ def test_every_format_is_read_and_shown_alike(tmp_path: Path, pixels: NDArray[np
     assert (found.key, found.size) == ("a", SIZE)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])  # Pillow turns TIFFs itself
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_rotation_in_exif_is_applied_once(tmp_path: Path, pixels: NDArray[np.uint8], turn: int) -> None:
+def test_rotation_in_exif_is_applied_once(
+    tmp_path: Path, pixels: NDArray[np.uint8], turn: int, suffix: str
+) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = turn
-    path = only(tmp_path, "a.png")
+    path = only(tmp_path, f"a{suffix}")
     Image.fromarray(pixels).save(path, exif=exif)
     flat = pixels[:, ::-1] if turn in (2, 4, 5, 7) else pixels
     # number of quarter turns to the left that put each orientation upright, after mirroring
@@ -79,6 +83,32 @@ def test_rotation_in_exif_is_applied_once(tmp_path: Path, pixels: NDArray[np.uin
     assert np.array_equal(shown(path), upright)
     (found,) = scan(path.parent, Workspace(tmp_path)).paintings
     assert found.size == upright.shape[:2]
+    height, width = browser_bytes(path, SIZE[1] // 2).size
+    assert (height > width) == (upright.shape[0] > upright.shape[1])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (3, 900), (900, 3)])
+def test_a_tiny_or_narrow_jpeg_is_read(tmp_path: Path, paint: Painter, size: tuple[int, int]) -> None:
+    paint(only(tmp_path, "a.jpg"), size)
+    found = scan(tmp_path / "folder", Workspace(tmp_path / "w"))
+    assert [one.size for one in found.paintings] == [size]
+    assert found.problems == ()
+
+
+@pytest.mark.parametrize("error", [TypeError, ZeroDivisionError, KeyError, IndexError])
+def test_whatever_a_decoder_raises_is_one_line(
+    tmp_path: Path, paint: Painter, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """As a TIFF whose tags hold a fraction where a whole number belongs does."""
+    path = only(tmp_path, "a.png")
+    paint(path)
+
+    def fail(self: Image.Image) -> None:
+        raise error("1/2")
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    (line,) = scan(path.parent, Workspace(tmp_path)).problems
+    assert "a.png: not a readable image" in line
 
 
 def test_transparency_lies_on_white(tmp_path: Path) -> None:
@@ -195,7 +225,7 @@ def test_unreadable_files_are_left_out_and_said(tmp_path: Path, paint: Painter) 
     assert all("\n" not in line for line in found.problems)
     assert "empty.png: empty file" in lines
     assert "truncated.jpg: not a readable image" in lines
-    assert "text.png: not a readable image" in lines
+    assert "text.png: not a readable image (of no kind that is known)" in lines
     assert (
         "huge.png: 20000 x 10000 is 200 megapixels, more than 100; scale it to 14142 x 7071 or less" in lines
     )
