@@ -8,6 +8,7 @@ import io
 import json
 import os
 import struct
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from annotate.errors import UserError
 from annotate.files import write_whole
-from annotate.progress import progress
+from annotate.progress import note, progress
 from annotate.workspace import Workspace, safe_key
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -89,6 +90,8 @@ def scan(folder: Path, workspace: Workspace, known: Mapping[str, Painting] | Non
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder that holds the paintings")
     root = folder.resolve()
+    if not _is_writable(str(root)):
+        raise UserError(f"{str(root)!r}: a folder with unprintable characters in its path; rename it")
     by_key, problems = _keys(root, _files(folder, workspace))
     known = known or {}
     thumbnails: dict[str, NDArray[np.uint8]] = {}
@@ -96,6 +99,8 @@ def scan(folder: Path, workspace: Workspace, known: Mapping[str, Painting] | Non
     def look(item: tuple[str, Path]) -> Painting | str:
         key, path = item
         try:
+            if path.exists() and not path.is_file():  # to read a pipe would never end
+                return f"{path}: neither a file nor a folder; take it away"
             content = path.read_bytes()
             digest = hashlib.sha256(content).hexdigest()
             seen = known.get(key)
@@ -207,6 +212,10 @@ def _files(folder: Path, workspace: Workspace) -> list[Path]:
         folders[:] = sorted(
             name for name in folders if name[0] != "." and (Path(parent) / name).resolve() not in own
         )
+        for link in (Path(parent) / name for name in folders if (Path(parent) / name).is_symlink()):
+            note(
+                f"{str(link)!r}: a link to a folder, which is not followed; move the folder there to have it"
+            )
         files += [Path(parent) / name for name in sorted(names) if name[0] != "."]
     files = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not files:
@@ -222,7 +231,7 @@ def _keys(root: Path, files: Iterable[Path]) -> tuple[dict[str, Path], list[str]
     problems = []
     for path in files:
         key = path.relative_to(root).with_suffix("").as_posix()
-        if not key.isprintable():  # line breaks, and bytes that are not UTF-8
+        if not _is_writable(key):
             problems.append(f"{str(path)!r}: a name with unprintable characters; rename it")
             continue
         try:
@@ -234,6 +243,15 @@ def _keys(root: Path, files: Iterable[Path]) -> tuple[dict[str, Path], list[str]
             raise UserError(f"{by_key[key]} and {path} share the key {key!r}; rename one of them")
         by_key[key] = path
     return by_key, problems
+
+
+def _is_writable(name: str) -> bool:
+    """Whether a name has no line breaks or other control characters, and no bytes that are not UTF-8.
+
+    `str.isprintable` asks for more: the joiners of emoji, Persian and Hindi, and a Mac's screenshots, whose names have
+    a narrow space, would not pass.
+    """
+    return not any(unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") for one in name)
 
 
 def _place(path: Path, workspace: Workspace) -> str:

@@ -247,6 +247,32 @@ def test_a_name_that_is_not_utf8_is_left_out(tmp_path: Path, paint: Painter) -> 
     found.problems[0].encode()
 
 
+def test_a_folder_whose_path_is_not_utf8_is_one_line(tmp_path: Path, paint: Painter) -> None:
+    """Before anything is written: the list could not name its files."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9") / "sub"
+    try:
+        paint(folder / "good.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with pytest.raises(UserError, match="unprintable characters in its path; rename it") as caught:
+        scan(folder, Workspace(tmp_path / "w"))
+    caught.value.message.encode()
+
+
+def test_a_pipe_is_left_out_and_a_link_to_a_folder_is_told(
+    tmp_path: Path, paint: Painter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    paint(folder / "good.png")
+    paint(tmp_path / "elsewhere" / "other.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    found = scan(folder, Workspace(tmp_path / "w"))
+    assert [one.key for one in found.paintings] == ["good"]
+    assert found.problems == (f"{folder.resolve()}/pipe.png: neither a file nor a folder; take it away",)
+    assert "more': a link to a folder, which is not followed" in capsys.readouterr().err
+
+
 def test_a_file_that_may_not_be_read_is_left_out(
     tmp_path: Path, paint: Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +310,8 @@ def test_two_files_with_one_key_are_both_named(tmp_path: Path, paint: Painter) -
 
 def test_strange_names_make_keys(tmp_path: Path, paint: Painter) -> None:
     names = ["with space", "Été", "#3", 'it\'s "quoted"', "a.b.c", "1998/sub/x", "100%", "<b>&amp;"]
+    # joiners of an emoji and of Persian, a Mac's narrow space before PM, one that does not break
+    names += ["\U0001f469\u200d\U0001f3a8", "\u0645\u06cc\u200c\u062e", "10.30\u202fPM", "a\u00a0b"]
     for name in names:
         paint(tmp_path / "p" / f"{name}.png")
     workspace = Workspace(tmp_path / "w")
