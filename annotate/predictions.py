@@ -95,11 +95,11 @@ def attach(
         except UnsureError:
             if attempt == ROUNDS - 1:
                 raise
-    if len(scores) > len(problems):
-        studio.show_predictions(project)
     failed = sum(stale[one].key in problems for one in stale)
+    if len(scores) > failed:
+        studio.show_predictions(project)
     assert first is not None, "the list was looked at once at least"
-    without = len(tasks) - len(scores)
+    without = sum(task.id not in scores and task.key not in problems for task in tasks)
     return AttachResult(first - failed, len(scores) - first, without, tuple(problems.values()))
 
 

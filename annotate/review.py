@@ -45,6 +45,11 @@ def review(workspace: Workspace, config: ReviewConfig) -> ReviewResult:
     """
     index = read_index(workspace)
     ranked = least_sure(workspace, index)
+    if not ranked and workspace.keys_with_mask("pseudo"):
+        raise UserError(
+            f"{workspace.masks('pseudo')}: nothing to review, all that have a mask there are annotated by hand; "
+            "`tool segment train` learns from them"
+        )
     if not ranked:
         raise UserError(
             f"{workspace.masks('pseudo')}: no pseudo masks to review; run `tool segment pseudo-label` first"

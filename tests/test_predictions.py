@@ -169,7 +169,7 @@ def test_paintings_can_be_ordered_by_how_sure_the_model_is(
     assert len(row["predictions"]) == 1
 
 
-def test_a_mask_that_does_not_fit_is_one_line(remote: Workspace, folder: Path) -> None:
+def test_a_mask_that_does_not_fit_is_one_line(remote: Workspace, folder: Path, studio: Studio) -> None:
     guess(remote, "a", 1)
     guess(remote, "b", 1)
     write_mask(remote.mask("pseudo", "a"), np.zeros((5, 7), np.uint8), Encoding.RAW)
@@ -179,11 +179,15 @@ def test_a_mask_that_does_not_fit_is_one_line(remote: Workspace, folder: Path) -
         annotate, ["push", str(folder), "--strategy", "all", "--predictions", "-w", str(remote.root)]
     )
     assert done.exit_code == 1
-    assert "pre-annotations: 1 attached now, 0 there" in done.stdout
+    assert "pre-annotations: 1 attached now, 0 there\n" in done.stdout
     assert (
         "a.png: the mask is 5 x 7, its painting 60 x 84; run `tool segment pseudo-label` again" in done.stderr
     )
     assert "error: 2 left out" in done.stderr
+    project = remote.settings().studio_project
+    assert studio.connection.get(f"api/projects/{project}/")["model_version"] == MODEL, (
+        "the good one is shown"
+    )
 
 
 def test_a_server_that_drops_some_is_an_error(

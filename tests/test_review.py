@@ -20,7 +20,7 @@ from annotate.commands import annotate
 from annotate.config import PullConfig, PushConfig, ReviewConfig
 from annotate.errors import UserError
 from annotate.masks import MEAN_CONFIDENCE, Encoding, read_mask, write_mask
-from annotate.paintings import read_index
+from annotate.paintings import read_index, scan, write_index
 from annotate.pull import Outcome, pull
 from annotate.push import push
 from annotate.regions import class_map_regions
@@ -172,6 +172,18 @@ def test_nothing_to_review_is_one_line(tmp_path: Path, paint: Painter) -> None:
         review(workspace, ReviewConfig())
     workspace.index_file.write_text("")
     with pytest.raises(UserError, match="no pseudo masks to review; run `tool segment pseudo-label` first"):
+        review(workspace, ReviewConfig())
+
+
+def test_where_all_is_corrected_the_line_says_so(tmp_path: Path, paint: Painter) -> None:
+    workspace = Workspace(tmp_path / "w")
+    paint(tmp_path / "paintings" / "a.png")
+    write_index(workspace, scan(tmp_path / "paintings", workspace).paintings)
+    for kind in ("pseudo", "hand"):
+        write_mask(workspace.mask(kind, "a"), np.zeros((50, 70), np.uint8), Encoding.RAW)
+    with pytest.raises(
+        UserError, match="nothing to review, all that have a mask there are annotated by hand"
+    ):
         review(workspace, ReviewConfig())
 
 
