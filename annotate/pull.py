@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from annotate.access import connect
 from annotate.agreement import compare, majority, to_text
-from annotate.classes import ClassTable
+from annotate.classes import UNLABELLED, ClassTable
 from annotate.config import PullConfig
 from annotate.connection import AnswerError, MissingError, UnansweredError
 from annotate.errors import UserError
+from annotate.files import write_whole
 from annotate.listing import list_tasks
 from annotate.masks import Encoding, mask_texts, write_mask
 from annotate.paintings import Painting, read_index, write_index
-from annotate.progress import progress
+from annotate.progress import note, progress
 from annotate.regions import class_map
 from annotate.studio import Studio
 from annotate.tasks import Annotation, Task
@@ -41,6 +43,7 @@ class Outcome(StrEnum):
 
     NEW = "new"
     CHANGED = "changed"
+    EMPTY = "empty"  # new or changed, and not one pixel has a class
     UNCHANGED = "unchanged"
     SKIPPED = "skipped"  # the annotator pressed Skip
     DRAFT = "draft"  # begun, not submitted
@@ -56,6 +59,7 @@ class PullResult:
     outcomes: dict[str, Outcome]  # by key
     twice: tuple[str, ...]  # keys with more than one annotation
     consensus: str  # what counts there
+    kept: tuple[str, ...]  # keys whose mask was pulled from an annotation that is gone
     problems: tuple[str, ...]  # one line for each annotation, or part of one, that was left out
 
     def count(self, *outcomes: Outcome) -> int:
@@ -71,6 +75,11 @@ class PullResult:
         if self.twice:
             rule = "the latest counts" if self.consensus == "latest" else "the majority of annotators counts"
             lines.append(f"annotated more than once, {rule}: {some(self.twice)}")
+        if self.kept:
+            lines.append(
+                f"kept, though the annotation was deleted or skipped since: {some(self.kept)}; "
+                "delete masks/hand/KEY.png to drop one"
+            )
         return "\n".join(lines)
 
 
@@ -119,9 +128,13 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
     studio = connect(workspace, config.url)
     try:
         tasks = list_tasks(studio, studio.project(workspace), workspace)
-        works = gather(tasks)
         outcomes = {task.key: Outcome.FAILED for task in tasks if task.damage and task.key in index}
         problems = [f"task {task.id}: {task.damage}" for task in tasks if task.damage]
+        for work in gather(task for task in tasks if not fits(task, index)):
+            if work.submitted:
+                outcomes[work.key] = Outcome.FAILED
+                problems.append(_replaced(work))
+        works = gather(task for task in tasks if fits(task, index))
         fetched = []
         for work in works:
             if work.key not in index:
@@ -160,9 +173,11 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
         studio.close()
     twice = tuple(work.key for work in works if len(work.submitted) > 1 and work.key in index)
     _keep_split(workspace, index)
-    result = PullResult(dict(sorted(outcomes.items())), twice, config.consensus, tuple(problems))
+    kept = tuple(_kept(workspace, index, outcomes))
+    result = PullResult(dict(sorted(outcomes.items())), twice, config.consensus, kept, tuple(problems))
     figures = {str(one): result.count(one) for one in Outcome}
-    workspace.save_report("annotate-pull", figures | {"twice": len(twice), "left_out": len(problems)})
+    figures |= {"twice": len(twice), "kept": len(kept), "left_out": len(problems)}
+    workspace.save_report("annotate-pull", figures)
     return result
 
 
@@ -173,6 +188,11 @@ def gather(tasks: Iterable[Task]) -> list[Work]:
         if task.key and not task.damage:
             by_key.setdefault(task.key, []).append(task)
     return [Work(key, tuple(found)) for key, found in by_key.items()]
+
+
+def fits(task: Task, index: Mapping[str, Painting]) -> bool:
+    """Whether a task shows the very painting that the list has by its key; a task made elsewhere may not say it."""
+    return task.key not in index or task.sha256 in ("", index[task.key].sha256)
 
 
 def some(keys: Sequence[str]) -> str:
@@ -210,12 +230,16 @@ def _fetch(
     ids = seen[-1] if consensus == "latest" else majority(seen)
     path = workspace.mask("hand", painting.key)
     before = path.exists()
+    if before:
+        _keep_foreign(workspace, painting.key)
     about = {SOURCE: _source(work, classes, consensus), PIXELS: json.dumps(_pixels(ids))}
     if lines:
         about[PROBLEMS] = json.dumps(lines)
     if len(seen) > 1:
         about[COMPARED] = to_text(compare(seen))
     write_mask(path, ids, Encoding.RAW, about)
+    if (ids == UNLABELLED).all():
+        return Outcome.EMPTY, lines
     return (Outcome.CHANGED if before else Outcome.NEW), lines
 
 
@@ -250,6 +274,34 @@ def _source(work: Work, classes: ClassTable, consensus: str) -> str:
     return " ".join([*votes, *([consensus] if len(votes) > 1 else []), table])
 
 
+def _was_pulled(path: Path) -> bool | None:
+    """Whether a pull wrote a mask as it is; None for a damaged one."""
+    try:
+        return SOURCE in mask_texts(path)
+    except UserError:
+        return None
+
+
+def _keep_foreign(workspace: Workspace, key: str) -> None:
+    """Copy a mask that somebody made or retouched by hand, before an annotation takes its place."""
+    path = workspace.mask("hand", key)
+    if _was_pulled(path) is False:
+        content = path.read_bytes()
+        copy = workspace.outdated(key, hashlib.sha256(content).hexdigest()[:8])
+        write_whole(copy, content)
+        note(f"{path}: no pull wrote it as it was; the annotation takes its place, and it lies in {copy}")
+
+
+def _kept(
+    workspace: Workspace, index: Mapping[str, Painting], outcomes: Mapping[str, Outcome]
+) -> Iterator[str]:
+    """Keys whose mask was pulled, and whose annotations are gone from the server, or skipped."""
+    for key in workspace.keys_with_mask("hand"):
+        gone = outcomes.get(key, Outcome.OPEN) in (Outcome.OPEN, Outcome.DRAFT, Outcome.SKIPPED)
+        if gone and key in index and _was_pulled(workspace.mask("hand", key)):
+            yield key
+
+
 def _keep_split(workspace: Workspace, index: Mapping[str, Painting]) -> None:
     """A painting that a person annotated, sent by a review or by hand, is no longer the model's to label."""
     hand = set(workspace.keys_with_mask("hand"))
@@ -263,6 +315,13 @@ def _name(work: Work, annotation: Annotation) -> str:
     """What an annotation is called in messages."""
     task = next(task.id for task in work.tasks if annotation in task.annotations)
     return f"{work.key} (task {task}, annotation {annotation.id})"
+
+
+def _replaced(work: Work) -> str:
+    return (
+        f"task {work.tasks[0].id}: annotates another painting than {work.key} is now; put the old file back and "
+        "push again, or delete that task in Label Studio"
+    )
 
 
 def _stray(work: Work) -> str:

@@ -165,7 +165,7 @@ def _set_aside(workspace: Workspace, index: Mapping[str, Painting], known: Mappi
             continue
         path = workspace.mask("hand", key)
         if path.exists():
-            old = workspace.root / "masks" / "outdated" / f"{key}.{before.sha256[:8]}.png"
+            old = workspace.outdated(key, before.sha256[:8])
             old.parent.mkdir(parents=True, exist_ok=True)
             path.replace(old)
             note(

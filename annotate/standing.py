@@ -18,7 +18,7 @@ from annotate.errors import UserError
 from annotate.listing import list_tasks
 from annotate.masks import Encoding, mask_texts, read_mask
 from annotate.paintings import Painting, read_index
-from annotate.pull import COMPARED, PIXELS, Outcome, Work, gather, some
+from annotate.pull import COMPARED, PIXELS, Outcome, Work, fits, gather, some
 from annotate.workspace import Workspace
 
 
@@ -150,8 +150,9 @@ def _works(workspace: Workspace, index: Mapping[str, Painting]) -> tuple[str, li
     if studio is None:
         return "", None
     try:
-        tasks = gather(list_tasks(studio, studio.project(workspace), workspace))
-        return studio.url, [work for work in tasks if work.key in index]
+        tasks = list_tasks(studio, studio.project(workspace), workspace)
+        works = gather(task for task in tasks if fits(task, index))
+        return studio.url, [work for work in works if work.key in index]
     finally:
         studio.close()
 

@@ -83,6 +83,10 @@ class Workspace:
         """
         return self.masks(kind) / f"{safe_key(key)}.png"
 
+    def outdated(self, key: str, mark: str) -> Path:
+        """`masks/outdated/KEY.MARK.png`: a hand mask that had to make room, and is kept."""
+        return self.root / "masks" / "outdated" / f"{safe_key(key)}.{mark}.png"
+
     def model(self, name: str) -> Path:
         """Folder of one model: `deeplab`, `painting-codes`, `mask-codes` or `transformer`."""
         return self.root / "models" / name

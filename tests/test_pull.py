@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import Painter
 from numpy.typing import NDArray
+from PIL import Image
 
 from annotate import connection
 from annotate.access import connect
@@ -146,6 +147,62 @@ def test_other_class_ids_make_other_masks(annotator: Annotator) -> None:
     assert annotator.pull().outcomes["a"] is Outcome.CHANGED
     assert 169 in annotator.mask("a")
     assert 168 not in annotator.mask("a")
+
+
+def test_a_mask_whose_annotation_went_is_kept_and_told(annotator: Annotator) -> None:
+    drawn = {key: annotator.draw(key, truth(annotator.workspace, 1)) for key in annotator.tasks}
+    assert annotator.pull().kept == ()
+    one, two, three = annotator.tasks
+    annotator.studio.connection.send("DELETE", f"api/annotations/{drawn[one]}/", repeat=True)
+    skip = {"was_cancelled": True}
+    annotator.studio.connection.send("PATCH", f"api/annotations/{drawn[two]}/", repeat=True, json=skip)
+    annotator.studio.delete_task(annotator.tasks[three])
+    result = annotator.pull()
+    assert result.kept == (one, two, three)
+    assert f"was deleted or skipped since: {one}, {two}, {three}; delete masks/hand" in result.text()
+    assert np.array_equal(annotator.mask(one), truth(annotator.workspace, 1))
+    annotator.workspace.mask("hand", two).unlink()
+    assert annotator.pull().kept == (one, three)
+
+
+def test_an_annotation_that_shows_nothing_is_told(annotator: Annotator) -> None:
+    drawn = annotator.draw("a", truth(annotator.workspace, 1))
+    annotator.pull()
+    annotator.studio.connection.send("PATCH", f"api/annotations/{drawn}/", repeat=True, json={"result": []})
+    assert annotator.pull().outcomes["a"] is Outcome.EMPTY
+    assert (annotator.mask("a") == UNLABELLED).all()
+    assert annotator.pull().outcomes["a"] is Outcome.UNCHANGED
+
+
+def test_a_mask_retouched_by_hand_is_copied_before_the_annotation_takes_its_place(
+    annotator: Annotator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotator.draw("a", truth(annotator.workspace, 1))
+    path = annotator.workspace.mask("hand", "a")
+    mine = truth(annotator.workspace, 7)
+    path.parent.mkdir(parents=True)
+    Image.fromarray(mine).save(path)  # as an image editor leaves it: without our text chunks
+    assert annotator.pull().outcomes["a"] is Outcome.CHANGED
+    assert np.array_equal(annotator.mask("a"), truth(annotator.workspace, 1))
+    (copy,) = (annotator.workspace.root / "masks" / "outdated").iterdir()
+    assert np.array_equal(np.asarray(Image.open(copy)), mine)
+    assert str(copy) in capsys.readouterr().err
+
+
+def test_an_annotation_of_another_painting_makes_no_mask(
+    annotator: Annotator, tmp_path: Path, paint: Painter
+) -> None:
+    """The list was lost, and with it that the file had changed since it was sent."""
+    annotator.draw("a", truth(annotator.workspace, 1))
+    paint(tmp_path / "paintings" / "a.png", SIZE, 99)
+    annotator.workspace.index_file.unlink()
+    assert len(push(annotator.workspace, tmp_path / "paintings", PushConfig(strategy="all")).problems) == 1
+    result = annotator.pull()
+    assert result.outcomes["a"] is Outcome.FAILED
+    (line,) = result.problems
+    assert f"task {annotator.tasks['a']}: annotates another painting than a is now" in line
+    assert annotator.workspace.keys_with_mask("hand") == []
+    assert standing(annotator.workspace).annotated == 0
 
 
 def test_skipped_and_drafts_are_told_apart(annotator: Annotator) -> None:
