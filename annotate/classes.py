@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from annotate.errors import UserError
 
+LONGEST_NAME = 200  # characters of a class's name, and of a label that is looked at
 UNLABELLED = 255  # in raw masks; the `ignore_index` of every loss and figure
 
 
@@ -50,6 +51,10 @@ class ClassTable:
         if not self.classes:
             raise UserError("tool.toml: no classes; add a [[classes]] table with name, id, color and order")
         for one in self.classes:
+            if not 1 <= len(one.name.strip()) <= LONGEST_NAME:
+                raise UserError(
+                    f"tool.toml: class name {one.name[:40]!r}: give it 1 to {LONGEST_NAME} characters"
+                )
             if not re.fullmatch(r"#[0-9a-fA-F]{6}", one.color):
                 raise UserError(f"tool.toml: class {one.name!r}: color {one.color!r} is not like '#3f9b4b'")
             if not 0 <= one.id <= 181:
@@ -124,6 +129,8 @@ class ClassTable:
         """
         built = []
         for number, row in enumerate(rows, 1):
+            if not isinstance(row, Mapping):
+                raise UserError(f"tool.toml: class {number} is {row!r}; write it as [[classes]] table")
             for key, kind in (("name", str), ("id", int), ("color", str), ("order", int)):
                 if not isinstance(row.get(key), kind):
                     raise UserError(

@@ -199,7 +199,7 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such mask") from error
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, ValueError) as error:  # ValueError: a damaged first chunk
         raise UserError(
             f"{path}: not a readable PNG; put a sound one there, or delete it and run the step that wrote it"
         ) from error

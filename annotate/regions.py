@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from annotate.brush import decode, encode
-from annotate.classes import UNLABELLED, ClassTable
+from annotate.classes import LONGEST_NAME, UNLABELLED, ClassTable
 from annotate.shapes import Patch, fill_ellipse, fill_polygon, outlines
 
 LABEL, BRUSH, POLYGON, IMAGE = "label", "brush", "polygon", "image"  # names in the labelling interface
@@ -231,7 +231,7 @@ def _labels(item: Mapping[str, Any], key: str) -> list[str]:
         return []
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{_name(item)}: its {key} is not a list of names")
-    return [label[:200] for label in labels]
+    return [label[:LONGEST_NAME] for label in labels]
 
 
 def _drawn_on(item: Mapping[str, Any], name: str, size: tuple[int, int]) -> tuple[int, int]:

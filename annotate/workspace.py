@@ -26,6 +26,13 @@ class Settings:
     studio_project: int | None = None
     classes: ClassTable = field(default_factory=ClassTable)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction}, not from 0 to 1")
+        for name in ("seed", "max_side"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, below 0")
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -103,7 +110,7 @@ class Workspace:
         """Read `tool.toml`; without one, the defaults.
 
         Raises:
-            UserError: the file is not TOML, or a value has another type.
+            UserError: the file is not TOML, or a value has another type or is out of range.
         """
         if not self.settings_file.exists():
             return Settings()
@@ -111,6 +118,11 @@ class Workspace:
             table = tomllib.loads(self.settings_file.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{self.settings_file}: {error}; mend that line") from error
+        for name, kind, written in (("studio", dict, "[studio]"), ("classes", list, "[[classes]]")):
+            if not isinstance(table.get(name, kind()), kind):
+                raise UserError(
+                    f"{self.settings_file}: {name} is {table[name]!r}; write it as {written} table"
+                )
         studio = table.get("studio", {})
         try:
             return Settings(

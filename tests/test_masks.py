@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from annotate.errors import UserError
-from annotate.masks import Encoding, mask_encoding, read_mask, shift, unshift, write_mask
+from annotate.masks import Encoding, mask_encoding, mask_texts, read_mask, shift, unshift, write_mask
 
 IDS = np.array([[148, 177, 168, 156, 95], [129, 255, 0, 180, 255]], np.uint8)
 
@@ -63,6 +63,17 @@ def test_unreadable_mask_is_one_line(tmp_path: Path, content: bytes | None, line
         path.write_bytes(content)
     with pytest.raises(UserError, match=line):
         read_mask(path, Encoding.RAW)
+
+
+def test_a_mask_with_a_damaged_first_chunk_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    write_mask(path, np.zeros((4, 5), np.uint8), Encoding.RAW)
+    content = bytearray(path.read_bytes())
+    content[11] = 0  # the length of the header
+    path.write_bytes(content)
+    for read in (mask_encoding, mask_texts, lambda one: read_mask(one, Encoding.RAW)):
+        with pytest.raises(UserError, match=r"mask\.png: not a readable PNG"):
+            read(path)
 
 
 def test_truncated_and_colour_masks_are_refused(tmp_path: Path) -> None:

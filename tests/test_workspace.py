@@ -49,6 +49,14 @@ def test_the_users_own_classes_are_read(tmp_path: Path) -> None:
         ("[[classes]]\nname = 'sky'\n", "class 1 needs id"),
         ("[[classes]]\nname='a'\nid=200\ncolor='#000000'\norder=0\n", "not a COCO-Stuff id"),
         ("[[classes]]\nname='a'\nid=1\ncolor='red'\norder=0\n", "not like"),
+        ("[[classes]]\nname=' '\nid=1\ncolor='#000000'\norder=0\n", "1 to 200 characters"),
+        ("classes = ['sky']", "class 1 is 'sky'; write it as"),
+        ("classes = 5", "classes is 5; write it as"),
+        ("studio = 5", "studio is 5; write it as"),
+        ("fraction = nan", "fraction is nan, not from 0 to 1"),
+        ("fraction = 25", "fraction is 25.0, not from 0 to 1"),
+        ("seed = -1", "seed is -1, below 0"),
+        ("max_side = -5", "max_side is -5, below 0"),
     ],
 )
 def test_bad_settings_are_one_line(tmp_path: Path, text: str, line: str) -> None:
