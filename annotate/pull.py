@@ -172,7 +172,7 @@ def pull(workspace: Workspace, config: PullConfig) -> PullResult:
     finally:
         studio.close()
     twice = tuple(work.key for work in works if len(work.submitted) > 1 and work.key in index)
-    _keep_split(workspace, index)
+    _keep_split(workspace)
     kept = tuple(_kept(workspace, index, outcomes))
     result = PullResult(dict(sorted(outcomes.items())), twice, config.consensus, kept, tuple(problems))
     figures = {str(one): result.count(one) for one in Outcome}
@@ -302,9 +302,9 @@ def _kept(
             yield key
 
 
-def _keep_split(workspace: Workspace, index: Mapping[str, Painting]) -> None:
+def _keep_split(workspace: Workspace) -> None:
     """A painting that a person annotated, sent by a review or by hand, is no longer the model's to label."""
-    hand = set(workspace.keys_with_mask("hand"))
+    hand, index = set(workspace.keys_with_mask("hand")), read_index(workspace)  # a push may have changed it
     late = {key for key, one in index.items() if one.split != "hand" and key in hand}
     if late:
         rows = (replace(one, split="hand") if key in late else one for key, one in index.items())

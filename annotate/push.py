@@ -12,6 +12,7 @@ from annotate.config import PushConfig
 from annotate.connection import UnsureError
 from annotate.errors import UserError
 from annotate.listing import list_tasks
+from annotate.lock import alone
 from annotate.paintings import (
     Painting,
     Scan,
@@ -58,12 +59,19 @@ def push(workspace: Workspace, folder: Path, config: PushConfig) -> PushResult:
     to the old one.
 
     Raises:
-        UserError: no images, two paintings with one key, an unknown `--keys` line, or the server's refusal.
+        UserError: no images, two paintings with one key, an unknown `--keys` line, another push or review at the same
+            time, or the server's refusal.
     """
-    known = read_index(workspace) if workspace.index_file.exists() else {}
-    found = scan(folder, workspace, known)
+    found = scan(folder, workspace, _known(workspace))
     if not found.paintings:
         raise UserError(f"{folder}: none of its images can be used; the first: {found.problems[0]}")
+    with alone(workspace):
+        return _push(workspace, found, config)
+
+
+def _push(workspace: Workspace, found: Scan, config: PushConfig) -> PushResult:
+    """What a push does, once nobody else does it."""
+    known = _known(workspace)
     settings = workspace.settings()
     fraction = settings.fraction if config.fraction is None else config.fraction
     seed = settings.seed if config.seed is None else config.seed
@@ -107,6 +115,10 @@ def push(workspace: Workspace, folder: Path, config: PushConfig) -> PushResult:
     return result
 
 
+def _known(workspace: Workspace) -> dict[str, Painting]:
+    return read_index(workspace) if workspace.index_file.exists() else {}
+
+
 def _choose(
     workspace: Workspace, found: Scan, earlier: set[str], config: PushConfig, fraction: float, seed: int
 ) -> set[str]:
@@ -115,7 +127,7 @@ def _choose(
     earlier &= keys
     if config.keys is not None:
         try:
-            lines = config.keys.read_text(encoding="utf-8").splitlines()
+            lines = config.keys.read_text(encoding="utf-8-sig").splitlines()  # Notepad begins with a mark
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{config.keys}: cannot be read ({error}); give a text file with one key a line"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from annotate.access import connect
 from annotate.config import ReviewConfig
 from annotate.errors import UserError
+from annotate.lock import alone
 from annotate.paintings import Painting, read_index
 from annotate.predictions import AttachResult, attach, confidence
 from annotate.push import send, tasks_by_key
@@ -41,7 +42,7 @@ def review(workspace: Workspace, config: ReviewConfig) -> ReviewResult:
     until a pull finds it corrected: then its hand mask counts, and the list says so.
 
     Raises:
-        UserError: no pseudo masks, or the server's refusal.
+        UserError: no pseudo masks, a push or another review at the same time, or the server's refusal.
     """
     index = read_index(workspace)
     ranked = least_sure(workspace, index)
@@ -54,6 +55,14 @@ def review(workspace: Workspace, config: ReviewConfig) -> ReviewResult:
         raise UserError(
             f"{workspace.masks('pseudo')}: no pseudo masks to review; run `tool segment pseudo-label` first"
         )
+    with alone(workspace):
+        return _review(workspace, config, index, ranked)
+
+
+def _review(
+    workspace: Workspace, config: ReviewConfig, index: Mapping[str, Painting], ranked: Sequence[str]
+) -> ReviewResult:
+    """What a review does, once nobody else does it."""
     studio = connect(workspace, config.url)
     try:
         project, _ = studio.open_project(workspace)

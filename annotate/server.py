@@ -7,7 +7,6 @@ runs is never guessed from a process id: a stale file cannot mislead, and two st
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import importlib.util
 import ipaddress
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from annotate.errors import UserError
 from annotate.files import read_json, write_whole
+from annotate.lock import private_folder, take_lock
 from annotate.progress import note
 from annotate.workspace import Workspace
 
@@ -83,14 +83,14 @@ def start(workspace: Workspace) -> Server:
         UserError: label-studio is not installed, or the server died or does not answer.
     """
     folder = workspace.studio_folder
-    _private(folder)
+    private_folder(folder)
     launched: subprocess.Popen[bytes] | None = None
     until = time.monotonic() + START_SECONDS
     while True:
         found = _answering(folder)
         if found is not None:
             return Server(_url(found["port"]), found["pid"], launched is not None)
-        lock = _take_lock(folder)
+        lock = take_lock(folder / "server.lock")
         if lock is None:  # a server that does not answer yet, or somebody who is starting one
             time.sleep(0.2)
         elif launched is not None:
@@ -138,7 +138,7 @@ def login(workspace: Workspace) -> Login:
     """The embedded server's login and API key; made on first use, readable by this user only."""
     path = workspace.studio_folder / "login.json"
     if not path.exists():
-        _private(workspace.studio_folder)
+        private_folder(workspace.studio_folder)
         fresh = {"email": EMAIL, "password": secrets.token_urlsafe(12), "key": secrets.token_hex(20)}
         write_whole(path, json.dumps(fresh), mode=0o600)
     found = read_json(path)
@@ -250,21 +250,10 @@ def _record(folder: Path) -> dict[str, int] | None:
         return None
 
 
-def _take_lock(folder: Path) -> int | None:
-    """The open lock file, locked; None where a server, or somebody starting one, holds it."""
-    handle = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
-
-
 def _is_free(folder: Path) -> bool:
     if not folder.is_dir():
         return True
-    lock = _take_lock(folder)
+    lock = take_lock(folder / "server.lock")
     if lock is not None:
         os.close(lock)
     return lock is not None
@@ -291,11 +280,6 @@ def _free_port(wish: int) -> int:
                 probe.bind((HOST, port))
                 return int(probe.getsockname()[1])
     raise UserError(f"no free port on {HOST}; close some programs and try again")
-
-
-def _private(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
 
 
 def _wait(done: Callable[[], bool], seconds: float) -> bool:

@@ -18,6 +18,7 @@ from annotate.access import connect
 from annotate.commands import annotate
 from annotate.config import PushConfig
 from annotate.errors import UserError
+from annotate.lock import alone
 from annotate.paintings import load_painting, read_index
 from annotate.push import PushResult
 from annotate.workspace import Workspace
@@ -271,6 +272,27 @@ def test_duplicates_of_an_older_accident_go_and_annotated_ones_stay(
     studio.close()
     assert sorted(task.key for task in left) == ["0", "1"]
     assert newest in {task.id for task in left}
+
+
+def test_a_second_push_at_the_same_time_is_refused(remote: Workspace, tmp_path: Path, paint: Painter) -> None:
+    """Each would make a project, and the first one's be forgotten with all that is drawn there."""
+    paint(tmp_path / "paintings" / "a.png")
+    with (
+        alone(remote),
+        pytest.raises(UserError, match="another push or review is sending to Label Studio; wait for its end"),
+    ):
+        send(remote, tmp_path / "paintings")
+    assert send(remote, tmp_path / "paintings").added == 1
+
+
+def test_a_list_of_keys_may_come_from_an_editor_of_windows(
+    remote: Workspace, tmp_path: Path, paint: Painter
+) -> None:
+    for name in "abc":
+        paint(tmp_path / "paintings" / f"{name}.png")
+    (tmp_path / "keys.txt").write_bytes("\ufeffb\r\nc\r\n".encode())
+    assert send(remote, tmp_path / "paintings", PushConfig(keys=tmp_path / "keys.txt")).chosen == 2
+    assert {key for key, one in read_index(remote).items() if one.split == "hand"} == {"b", "c"}
 
 
 def test_one_key_never_means_two_paintings(remote: Workspace, tmp_path: Path, paint: Painter) -> None:

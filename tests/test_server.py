@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import CliRunner
+from conftest import Painter
 from signed_in import signed_in
 
 from annotate import server
@@ -184,6 +185,18 @@ def test_without_label_studio_the_line_says_what_to_install(
     handle = os.open(tmp_path / ".label-studio" / "server.lock", os.O_RDWR)
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go again
     os.close(handle)
+
+
+@pytest.mark.parametrize("command", [("serve",), ("push", "paintings")])
+def test_a_workspace_that_cannot_be_made_is_one_line(
+    tmp_path: Path, paint: Painter, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paint(tmp_path / "paintings" / "a.png")
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(annotate, [*command, "-w", "file/workspace"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "error: file/workspace: no folder can be made there (Not a directory)" in done.stderr
 
 
 def test_stop_where_nothing_ever_ran(tmp_path: Path) -> None:
