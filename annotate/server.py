@@ -52,7 +52,10 @@ RESERVED = (
 
 # The address is written by the very process that becomes the server (same pid after exec), before it starts:
 # there is no moment at which a server runs whose pid is unknown. Its files, which hold keys, are its user's alone.
-_LAUNCH = 'umask 077 && printf \'{"pid": %s, "port": %s, "started": %s}\' $$ "$1" "$2" > "$3.part" && mv "$3.part" "$3" && shift 3 && exec "$@"'
+_LAUNCH = (
+    'umask 077 && printf \'{"pid": %s, "port": %s, "started": %s, "folder": %s}\' $$ "$1" "$2" "$3" > "$4.part" '
+    '&& mv "$4.part" "$4" && shift 4 && exec "$@"'
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,10 @@ def start(workspace: Workspace) -> Server:
         if found is not None:
             return Server(_url(found["port"]), found["pid"], launched is not None)
         lock = take_lock(folder / "server.lock")
-        if lock is None:  # a server that does not answer yet, or somebody who is starting one
+        if lock is None and _was_moved(folder):  # it looks for its data in the old place, and never answers
+            note("The workspace was moved while its Label Studio ran: it is stopped, and started anew")
+            stop(workspace)
+        elif lock is None:  # a server that does not answer yet, or somebody who is starting one
             time.sleep(0.2)
         elif launched is not None:
             os.close(lock)
@@ -168,7 +174,8 @@ def _launch(workspace: Workspace, lock: int) -> subprocess.Popen[bytes]:
         note("Starting Label Studio" + (" (the first time takes about half a minute)" if first else ""))
         server = [sys.executable, "-m", "label_studio.server", "start", "--no-browser"]
         server += ["--internal-host", HOST, "--port", str(port)]
-        words = [str(port), str(int(time.time())), str(_address(folder).resolve()), *server]
+        place = json.dumps(str(folder.resolve()))
+        words = [str(port), str(int(time.time())), place, str(_address(folder).resolve()), *server]
         with os.fdopen(os.open(_log(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
             return subprocess.Popen(
                 ["/bin/sh", "-c", _LAUNCH, "sh", *words],
@@ -248,6 +255,15 @@ def _record(folder: Path) -> dict[str, int] | None:
         return {"pid": int(found["pid"]), "port": int(found["port"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def _was_moved(folder: Path) -> bool:
+    """Whether the recorded server was started when the folder lay elsewhere."""
+    try:
+        place = json.loads(_address(folder).read_text())["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(place != str(folder.resolve()))
 
 
 def _is_free(folder: Path) -> bool:

@@ -124,6 +124,24 @@ def test_two_starts_at_once_make_one_server(tmp_path: Path, impostor: Path) -> N
     assert not server.stop(workspace)
 
 
+def test_a_workspace_that_is_moved_while_its_server_runs_gets_another(tmp_path: Path, impostor: Path) -> None:
+    """Label Studio finds its database no more, and answers 500 to everything."""
+    gone = "500 if not os.path.isdir(os.environ['LABEL_STUDIO_BASE_DATA_DIR']) else 200"
+    impostor.write_text(ANSWERS.replace("import", "import os,", 1).replace("(200)", f"({gone})"))
+    (tmp_path / "old 'one'").mkdir()
+    first = server.start(Workspace(tmp_path / "old 'one'"))
+    (tmp_path / "old 'one'").rename(tmp_path / "new")
+    moved = Workspace(tmp_path / "new")
+    try:
+        assert server.running(moved) is None
+        second = server.start(moved)
+        assert second.fresh
+        assert second.pid != first.pid
+        assert server.start(moved).pid == second.pid
+    finally:
+        assert server.stop(moved)
+
+
 def test_a_server_that_was_killed_is_no_server(tmp_path: Path, impostor: Path) -> None:
     workspace = Workspace(tmp_path / "workspace")
     first = server.start(workspace)
