@@ -8,6 +8,7 @@ import io
 import json
 import os
 import struct
+import threading
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from annotate.workspace import Workspace, safe_key
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 THUMBNAIL = 16  # pixels
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a larger one is reported with the size that would do
+LARGE = 10_000_000  # pixels
+_large = threading.Lock()
 _EXIF_ORIENTATION = 0x0112
 # What Pillow raises for damaged files, by the format; `UserError` says it in one line.
 _DAMAGED = (
@@ -272,9 +275,10 @@ def _content(path: Path) -> bytes:
 def _inspect(content: bytes, path: Path) -> tuple[tuple[int, int], NDArray[np.uint8]]:
     """Upright (H, W), and the thumbnail. All of the file is read, so that damage shows.
 
-    A JPEG is decoded at an eighth of its size, which takes half the time.
+    A JPEG is decoded at an eighth of its size, which takes half the time. Other large images are decoded one at a
+    time, however many cores there are: each takes some 25 bytes a pixel.
     """
-    with _opened(content, path) as image:
+    with _opened(content, path) as image, _one_at_a_time(image):
         size = _upright_size(image)
         # other formats take no notice
         image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
@@ -282,6 +286,11 @@ def _inspect(content: bytes, path: Path) -> tuple[tuple[int, int], NDArray[np.ui
             (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX, reducing_gap=2.0
         )
     return size, np.asarray(small)
+
+
+def _one_at_a_time(image: Image.Image) -> contextlib.AbstractContextManager[object]:
+    small = image.format in ("JPEG", "MPO") or image.width * image.height <= LARGE
+    return contextlib.nullcontext() if small else _large
 
 
 def _scaled(image: Image.Image, path: Path, max_side: int) -> Shown:

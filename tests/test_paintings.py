@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -257,6 +258,29 @@ def test_a_folder_whose_path_is_not_utf8_is_one_line(tmp_path: Path, paint: Pain
     with pytest.raises(UserError, match="unprintable characters in its path; rename it") as caught:
         scan(folder, Workspace(tmp_path / "w"))
     caught.value.message.encode()
+
+
+def test_large_images_are_decoded_one_at_a_time(
+    tmp_path: Path, paint: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six of 100 megapixels at once took 14 GB."""
+    for number in range(6):
+        paint(tmp_path / "folder" / f"{number}.png")
+    monkeypatch.setattr(paintings, "LARGE", 1000)
+    original = paintings._upright_rgb
+    inside, most = 0, 0
+
+    def counted(image: Image.Image, path: Path) -> Image.Image:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        return original(image, path)
+
+    monkeypatch.setattr(paintings, "_upright_rgb", counted)
+    assert len(scan(tmp_path / "folder", Workspace(tmp_path / "w")).paintings) == 6
+    assert most == 1
 
 
 def test_a_pipe_is_left_out_and_a_link_to_a_folder_is_told(
