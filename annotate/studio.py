@@ -20,6 +20,8 @@ from annotate.tasks import Filter, Guess, Task, Upload, read_task
 from annotate.workspace import Settings, Workspace
 
 PAGE = 500  # tasks of one listing request
+PROJECTS = 100  # of one listing request
+MOST_PAGES = 1000  # of such a listing
 MOST_TASKS = 250_000  # of one project; a listing without end stops there
 # Fields of a task listing; the names also choose within its annotations, and `result` is not among them: a
 # listing stays small however much was drawn.
@@ -352,10 +354,20 @@ class Studio:
         return self._find_described(self._about(workspace))
 
     def _find_described(self, about: Mapping[str, str]) -> Mapping[str, Any] | None:
-        answer = self.connection.get("api/projects/", {"title": about["title"], "page_size": 100})
-        with self._understood():
-            projects = answers.objects(answer, "results")
-        return next((one for one in projects if one.get("description") == about["description"]), None)
+        """The project with this description; its title may be another, as the workspace's folder was called."""
+        seen = 0
+        for page in range(1, MOST_PAGES + 1):
+            asked = {"include": "id,description,label_config", "page": page, "page_size": PROJECTS}
+            answer = self.connection.get("api/projects/", asked)
+            with self._understood():
+                total, projects = answers.number(answer, "count"), answers.objects(answer, "results")
+            for one in projects:
+                if one.get("description") == about["description"]:
+                    return one
+            seen += len(projects)
+            if not projects or seen >= total:
+                break
+        return None
 
     def _about(self, workspace: Workspace, part: str = "") -> dict[str, str]:
         """Title, and a description that no other project has: of the workspace, or of a part of it."""

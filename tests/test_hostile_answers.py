@@ -246,6 +246,7 @@ FIELDS = [
     "tasks",
     "result",
     "results",
+    "count",
 ]
 FIELDS += ["description", "file", "file_upload_ids", "task_count", "created", "label_config"]
 JUNK = st.recursive(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from signed_in import personal_access_token
 
-from annotate import connection
+from annotate import connection, studio
 from annotate.access import connect, embedded_or_configured
 from annotate.errors import UserError
 from annotate.workspace import Workspace
@@ -71,6 +71,24 @@ def test_an_expired_or_forged_token_is_one_line(remote: Workspace, monkeypatch: 
         monkeypatch.setenv("LABEL_STUDIO_API_KEY", token(**claims))
         with pytest.raises(UserError, match="refuses the key"):
             connect(remote)
+
+
+def test_a_project_is_found_again_whatever_its_title_is(
+    remote: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its description: the title is that of the workspace's folder, which may be renamed."""
+    monkeypatch.setattr(studio, "PROJECTS", 2)
+    there = connect(remote)
+    first, _ = there.open_project(remote)
+    part = there.compositions_project(remote, make=True)
+    remote.root.rename(remote.root.with_name("renamed"))
+    moved = Workspace(remote.root.with_name("renamed"))
+    for name in ("one", "two", "three"):  # newer ones are listed before
+        there.connection.send("POST", "api/projects/", repeat=False, json={"title": name})
+    assert there.compositions_project(moved, make=False) == part
+    moved.settings_file.unlink()
+    assert there.open_project(moved) == (first, False)
+    there.close()
 
 
 @pytest.mark.parametrize(
