@@ -24,6 +24,7 @@ from annotate.paintings import (
 )
 from annotate.predictions import AttachResult, attach
 from annotate.progress import note, progress
+from annotate.pull import some
 from annotate.selection import draw_random, draw_spread, listed, share
 from annotate.server import Login
 from annotate.studio import Studio
@@ -95,6 +96,9 @@ def _push(workspace: Workspace, found: Scan, config: PushConfig) -> PushResult:
             index[one.key] = known.get(one.key, replace(one, split="hand"))
         _set_aside(workspace, index, known)
         kept = {key: one for key, one in known.items() if key not in index and one.file(workspace).exists()}
+        gone = [key for key in known if key not in index and key not in kept]
+        if gone:
+            note(f"no longer on the disk, and taken off the list: {some(gone)}")
         if index | kept != known:
             write_index(workspace, (index | kept).values())
         missing = [one for key, one in index.items() if key in chosen and key not in there]

@@ -16,6 +16,7 @@ from annotate.connection import AnswerError, Connection, MissingError
 from annotate.errors import UserError
 from annotate.files import write_whole
 from annotate.interface import as_drawn, labelling_interface, shows
+from annotate.progress import note
 from annotate.tasks import Filter, Guess, Task, Upload, read_task
 from annotate.workspace import Settings, Workspace
 
@@ -85,6 +86,9 @@ class Studio:
         if found is not None and not shows(str(found.get("label_config")), settings.classes):
             self.connection.send(
                 "PATCH", f"api/projects/{project}/", repeat=True, json={"label_config": interface}
+            )
+            note(
+                f"project {project} lacked a class or colour of tool.toml: its labelling interface was written anew"
             )
         if (settings.studio_project, settings.studio_url) != (project, self._saved_url):
             workspace.save_settings(studio_project=project, studio_url=self._saved_url)

@@ -98,7 +98,7 @@ def test_annotated_tasks_are_not_read_again(
 def test_pull_sees_a_correction_of_what_it_pulled(remote: Workspace, project: int, studio: Studio) -> None:
     task = next(iter(studio.tasks(project)))
     number = studio.annotate(task.id, [])
-    assert pull(remote, PullConfig()).count(Outcome.NEW) == 1
+    assert pull(remote, PullConfig()).count(Outcome.EMPTY) == 1
     assert pull(remote, PullConfig()).count(Outcome.UNCHANGED) == 1
     body = {"result": [], "lead_time": 5}
     studio.connection.send("PATCH", f"api/annotations/{number}/", repeat=True, json=body)

@@ -174,8 +174,21 @@ def test_a_push_killed_before_it_noted_its_project_finds_it_again(
     assert (second.project, second.added) == (first.project, 0)
 
 
+def test_a_painting_that_went_is_told(
+    remote: Workspace, tmp_path: Path, paint: Painter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        paint(tmp_path / "paintings" / f"{name}.png")
+    send(remote, tmp_path / "paintings")
+    (tmp_path / "paintings" / "a.png").unlink()
+    capsys.readouterr()
+    send(remote, tmp_path / "paintings")
+    assert "no longer on the disk, and taken off the list: a\n" in capsys.readouterr().err
+    assert set(read_index(remote)) == {"b"}
+
+
 def test_classes_reach_the_project_and_a_persons_own_labels_stay(
-    remote: Workspace, tmp_path: Path, paint: Painter
+    remote: Workspace, tmp_path: Path, paint: Painter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paint(tmp_path / "paintings" / "a.png")
     project = send(remote, tmp_path / "paintings").project
@@ -188,12 +201,14 @@ def test_classes_reach_the_project_and_a_persons_own_labels_stay(
     studio.connection.send("PATCH", f"api/projects/{project}/", repeat=True, json={"label_config": mine})
     send(remote, tmp_path / "paintings")
     assert "my own" in config()
+    assert "written anew" not in capsys.readouterr().err
     remote.settings_file.write_text(
         remote.settings_file.read_text()
         + '\n[[classes]]\nname = "Nebel & \\"Dunst\\""\nid = 119\ncolor = "#cccccc"\norder = 9\n'
     )
     send(remote, tmp_path / "paintings")
     assert "Nebel &amp; &quot;Dunst&quot;" in config()
+    assert "its labelling interface was written anew" in capsys.readouterr().err
     studio.close()
 
 
