@@ -102,4 +102,4 @@ def test_pull_sees_a_correction_of_what_it_pulled(remote: Workspace, project: in
     assert pull(remote, PullConfig()).count(Outcome.UNCHANGED) == 1
     body = {"result": [], "lead_time": 5}
     studio.connection.send("PATCH", f"api/annotations/{number}/", repeat=True, json=body)
-    assert pull(remote, PullConfig()).count(Outcome.CHANGED) == 1
+    assert pull(remote, PullConfig()).count(Outcome.EMPTY) == 1
