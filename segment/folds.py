@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def cross_validate(workspace: Workspace, folds: int, device: torch.device) -> tu
         UserError: fewer masks than folds, a model whose settings this version does not know, or as
             `segment.train.train`.
     """
-    config = _train_config(workspace)
+    config = replace(
+        _train_config(workspace), devices=1, nodes=1
+    )  # whatever machines the model was trained on
     classes = workspace.settings().classes
     samples = load_samples(workspace, classes, config.smallest_side)
     if len(samples) < folds:

@@ -8,7 +8,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from annotate.errors import UserError
 from annotate.files import whole_file, write_json
 from annotate.masks import LEARNT_FROM, mask_digests
 from annotate.paintings import read_index
-from annotate.progress import Stopwatch, note, progress
+from annotate.progress import Stopwatch, is_first, note, progress
 from annotate.workspace import Workspace
 from segment.config import TrainConfig
 from segment.crops import Crops, Stretches
@@ -112,6 +112,10 @@ def train(
         )
     rest = unlabelled(workspace, samples, folder / FOLDER, mark, config)
     fitted = fit(learn, check, classes, config, where, folder, mark, rest=rest)
+    if not is_first():
+        raise SystemExit(
+            0
+        )  # the first process saves its model; the statistics of BatchNorm are each one's own
     figures = {"loss": fitted.loss, "miou": fitted.miou, "masks": len(samples), "held_out": len(check)}
     about = {
         "architecture": config.architecture,
@@ -195,6 +199,8 @@ def fit(
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
     )
+    if config.nodes > 1:
+        note(f"begins when all {config.nodes} machines have: give each the same command (docs/scale.md)")
     for number, end in enumerate(config.round_ends):
         if done is not None and number < config.rounds and done >= end:
             continue  # this round was finished before
@@ -285,11 +291,9 @@ class _State(Checkpoint):
         self.path = path
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            with whole_file(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
-        else:  # takes part, and writes nothing
-            trainer.save_checkpoint(self.path)
+        with whole_file(self.path) if trainer.is_global_zero else nullcontext(self.path) as path:
+            trainer.save_checkpoint(path)  # every process calls it, the first one writes
+        trainer.strategy.barrier()  # the next round's teacher is read from it by all
 
 
 def _steps_done(state: Path, mark: str) -> int | None:

@@ -13,9 +13,11 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 from segment_toys import QUICK, toy_workspace
 
+from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask, write_mask
 from annotate.workspace import Workspace
 from cli import main
+from segment.config import TrainConfig
 from segment.model import WEIGHTS, saved_config
 
 OPTIONS = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -85,6 +87,28 @@ def test_cross_validation_counts_each_mask_once_and_keeps_finished_folds(flow: W
     too_many = run(flow, "evaluate", "--folds", "4")
     assert too_many.exit_code == 1
     assert "3 usable masks are too few for 4 folds; use --folds 3" in too_many.stderr
+
+
+def test_a_fold_is_trained_by_one_process(
+    flow: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever machines the model was trained on: the other ones of them are not here."""
+    workspace = Workspace(tmp_path / "other")
+    shutil.copytree(flow.root, workspace.root)
+    shutil.rmtree(workspace.model("deeplab") / "folds", ignore_errors=True)
+    path = workspace.model("deeplab") / WEIGHTS
+    config = saved_config(workspace) or {}
+    config["train"] |= {"devices": 2, "nodes": 1}
+    save_file(load_file(path), path, metadata={"config": json.dumps(config)})
+    asked = []
+
+    def trained(learn: Any, check: Any, classes: Any, config: TrainConfig, *args: Any) -> Any:
+        asked.append(config.processes)
+        raise UserError("enough")
+
+    monkeypatch.setattr("segment.folds.fit", trained)
+    assert run(workspace, "evaluate", "--folds", "2").exit_code == 1
+    assert asked == [1]
 
 
 def test_settings_of_another_version(flow: Workspace, tmp_path: Path) -> None:
