@@ -92,7 +92,8 @@ def train(
     if again:
         (folder / STATE).unlink(missing_ok=True)
     saved = saved_config(workspace)
-    if saved is not None and saved.get("fingerprint") == mark and not again and not (folder / STATE).exists():
+    finished = saved is not None and saved.get("fingerprint") == mark and not again
+    if saved is not None and finished and _steps_done(folder / STATE, mark) is None:
         write_json(folder / LEARNT_FROM, masks)  # one that shows nothing may have come or gone
         figures = saved["figures"]
         return TrainResult(
@@ -305,7 +306,7 @@ def _steps_done(state: Path, mark: str) -> int | None:
         return int(found["global_step"]) if found.get("mark") == mark else None
     except DAMAGE as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
-        note(f"{state}: damaged ({line}); training starts afresh")
+        note(f"{state}: damaged ({line}); no training goes on from it")
         return None
 
 
