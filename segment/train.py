@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -39,6 +40,8 @@ from segment.signals import EndsOnSigterm
 
 ENOUGH = 20  # hand masks from which on some are held out for validation
 STATE = "training.ckpt"
+# what stops the logs; the state's own errors are `whole_file`'s
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,13 @@ def _run(
         except DivergedError as error:
             raise UserError(
                 f"training stopped: {error}; lower --lr (now {config.lr:g}); the last good state stays in {folder}"
+            ) from error
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise UserError(
+                f"{error.filename or folder}: {error.strerror}; free some space or mend the permissions, "
+                "and run the command again: it goes on from the last saved state"
             ) from error
         except RuntimeError as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):

@@ -177,6 +177,15 @@ def test_memory_that_does_not_suffice(tmp_path: Path, monkeypatch: pytest.Monkey
         train(toy_workspace(tmp_path), SHORT, "cpu")
 
 
+def test_logs_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied", "models/deeplab/logs/version_0")
+
+    monkeypatch.setattr("lightning.Trainer.fit", refused)
+    with pytest.raises(UserError, match=r"logs/version_0: Permission denied; .*mend the permissions"):
+        train(toy_workspace(tmp_path), SHORT, "cpu")
+
+
 def test_more_devices_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "choose_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
