@@ -138,6 +138,10 @@ def test_errors_are_one_line(flow: Workspace, tmp_path: Path) -> None:
         assert done.stderr.startswith("error: ")
         assert done.stdout == ""
     assert run(flow, "pseudo-label", "--scales", "none").exit_code == 2
+    assert run(flow, "train", "--seed", "-1").exit_code == 2
+    few = run(flow, "train", "--steps", "3", "--rounds", "3")
+    assert few.exit_code == 2
+    assert "use --steps 4" in few.stderr
     (tmp_path / "truth").mkdir()
     assert "belongs to a pseudo mask" in run(flow, "evaluate", "--truth", str(tmp_path / "truth")).stderr
 

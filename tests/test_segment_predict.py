@@ -88,6 +88,13 @@ def test_tiles_join_without_a_seam(size: tuple[int, int], monkeypatch: pytest.Mo
     torch.testing.assert_close(tiled, whole)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (1, 30)])
+def test_tiny_paintings_at_any_scale(size: tuple[int, int]) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    labels, confidence = predict_map(by_colour(), image, LabelConfig(scales="0.1,4"))
+    assert labels.shape == confidence.shape == size
+
+
 def test_flip_makes_it_symmetric() -> None:
     torch.manual_seed(0)
     net = build("mobilenet_v3_large", 6).eval()
