@@ -105,7 +105,11 @@ def _sources(workspace: Workspace, index: dict[str, Painting]) -> dict[str, str]
 def _shift(workspace: Workspace, painting: Painting, source: str, n_labels: int) -> bool:
     """Write one shifted mask; False where the one on disk is of the same source."""
     path, target = workspace.mask(source, painting.key), workspace.mask("shifted", painting.key)
-    made_from = hashlib.sha256(path.read_bytes() + f"{n_labels} {painting.size}".encode()).hexdigest()[:16]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _UnfitError(f"{path}: cannot be read ({error.strerror}); mend that, or delete it") from error
+    made_from = hashlib.sha256(content + f"{n_labels} {painting.size}".encode()).hexdigest()[:16]
     texts = _texts(target)
     if texts.get(SOURCE) == source and texts.get(MADE_FROM) == made_from:
         return False

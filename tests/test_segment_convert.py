@@ -204,6 +204,9 @@ def test_one_bad_mask_is_reported_and_the_rest_goes_on(workspace: Workspace) -> 
     assert "p1.png: not a readable PNG" in result.problems[1]
     assert "p2.png: is coco-stuff-shifted, but coco-stuff-raw is needed" in result.problems[2]
     assert workspace.keys_with_mask("shifted") == ["set/p3"]  # no stale mask of the old sources
+    workspace.mask("hand", "set/p1").unlink()
+    workspace.mask("hand", "set/p1").mkdir()
+    assert "p1.png: cannot be read (Is a directory)" in convert(workspace, DEFAULT).problems[1]
 
 
 def test_no_masks(tmp_path: Path) -> None:
