@@ -32,7 +32,7 @@ from annotate.workspace import Workspace
 from segment.config import TrainConfig
 from segment.crops import Crops, Stretches
 from segment.data import Sample, load_samples
-from segment.device import choose_device, has_fast_bfloat16
+from segment.device import choose_device, has_fast_bfloat16, memory_told
 from segment.learner import DivergedError, Learner
 from segment.model import DAMAGE, Segmenter, build, initialise, save, saved_config
 from segment.rounds import FOLDER, Rest, prepare
@@ -245,8 +245,10 @@ def _run(
             enable_checkpointing=True,  # by `_State`, which replaces the one that Lightning would add
             num_sanity_val_steps=0,
         )
+        advice = f"lower --batch (now {config.batch}) or --crop (now {config.crop})"
         try:
-            trainer.fit(learner, crops, ckpt_path=resume, weights_only=True)
+            with memory_told(device, advice):
+                trainer.fit(learner, crops, ckpt_path=resume, weights_only=True)
         except DivergedError as error:
             raise UserError(
                 f"training stopped: {error}; lower --lr (now {config.lr:g}); the last good state stays in {folder}"
@@ -258,13 +260,6 @@ def _run(
                 f"{error.filename or folder}: {error.strerror}; free some space or mend the permissions, "
                 "and run the command again: it goes on from the last saved state"
             ) from error
-        except RuntimeError as error:
-            if "out of memory" in str(error) or "can't allocate memory" in str(error):
-                raise UserError(
-                    f"out of memory on {device.type}: lower --batch (now {config.batch}) "
-                    f"or --crop (now {config.crop})"
-                ) from error
-            raise
 
 
 def _loggers(folder: Path) -> list[Logger]:

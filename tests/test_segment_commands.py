@@ -15,9 +15,11 @@ from segment_toys import QUICK, toy_workspace
 
 from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask, write_mask
+from annotate.paintings import read_index, write_index
 from annotate.workspace import Workspace
 from cli import main
 from segment.config import TrainConfig
+from segment.label import current_labels
 from segment.model import WEIGHTS, saved_config
 
 OPTIONS = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -109,6 +111,26 @@ def test_a_fold_is_trained_by_one_process(
     monkeypatch.setattr("segment.folds.fit", trained)
     assert run(workspace, "evaluate", "--folds", "2").exit_code == 1
     assert asked == [1]
+
+
+def test_true_masks_that_cannot_be_compared(flow: Workspace, tmp_path: Path) -> None:
+    truth = tmp_path / "truth"
+    path = truth / "set" / "p3.png"
+    write_mask(path, np.full((7, 5), 148, np.uint8), Encoding.RAW)
+    wrong = run(flow, "evaluate", "--truth", str(truth))
+    assert "p3.png: the true mask is 7 x 5, its painting 43 x 56" in wrong.stderr
+    write_mask(path, np.full((43, 56), 255, np.uint8), Encoding.RAW)
+    empty = run(flow, "evaluate", "--truth", str(truth))
+    assert empty.exit_code == 1
+    assert "no pixel of its masks is labelled" in empty.stderr
+
+
+def test_masks_of_paintings_that_are_gone_do_not_count(flow: Workspace, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "other")
+    shutil.copytree(flow.root, workspace.root)
+    write_index(workspace, [one for key, one in read_index(workspace).items() if key != "set/p4"])
+    assert current_labels(workspace)[0] == ["set/p3"]
+    assert run_json(workspace, "evaluate", "--truth", str(workspace.root / "truth"))["paintings"] == 1
 
 
 def test_settings_of_another_version(flow: Workspace, tmp_path: Path) -> None:

@@ -207,6 +207,23 @@ def test_one_bad_painting_is_reported_and_the_rest_goes_on(tmp_path: Path) -> No
     assert "p4.png: has another size than when it was pushed" in result.problems[1]
 
 
+def test_a_painting_that_needs_too_much_memory_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = toy_workspace(tmp_path)
+    untrained(workspace)
+
+    def greedy(segmenter: Segmenter, image: np.ndarray, config: LabelConfig) -> Any:  # type: ignore[type-arg]
+        if len(image) == 43:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return predict_map(segmenter, image, config)
+
+    monkeypatch.setattr("segment.label.predict_map", greedy)
+    result = pseudo_label(workspace, LabelConfig(), "cpu")
+    assert result.labelled == 1
+    assert result.problems == ("out of memory on cpu: lower --tile (now 1024) for paintings/set/p3.png",)
+
+
 def test_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model yet"):
         pseudo_label(toy_workspace(tmp_path), LabelConfig(), "cpu")
