@@ -214,9 +214,22 @@ def _read(workspace: Workspace, painting: Painting) -> NDArray[np.uint8] | UserE
         image = load_painting(painting.file(workspace))
     except UserError as error:
         return error
-    if image.shape[:2] != painting.size:
-        return UserError(f"{painting.path}: has another size than when it was pushed; push the folder again")
+    if _sha256(painting.file(workspace)) != painting.sha256:
+        return UserError(f"{painting.path}: was changed since it was pushed; push the folder again")
     return image
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _changed(file: Path, painting: Painting, mask: Path) -> bool:
+    """Whether the painting's file is another one since its mask was made; only a newer file is read."""
+    try:
+        return file.stat().st_mtime > mask.stat().st_mtime and _sha256(file) != painting.sha256
+    except OSError:
+        return False  # gone: its mask stays
 
 
 def _write(
@@ -257,6 +270,8 @@ def _done(workspace: Workspace, painting: Painting, made_by: str) -> _Labelled |
     """The mask that this very model and setting made, if it is there and whole."""
     path = workspace.mask("pseudo", painting.key)
     if not path.exists() or not workspace.mask("confidence", painting.key).exists():
+        return None
+    if _changed(painting.file(workspace), painting, path):
         return None
     try:
         texts = mask_texts(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,25 @@ def test_one_bad_painting_is_reported_and_the_rest_goes_on(tmp_path: Path) -> No
     result = pseudo_label(workspace, LabelConfig(), "cpu")
     assert result.labelled == 0
     assert "p3.png: empty file" in result.problems[0]
-    assert "p4.png: has another size than when it was pushed" in result.problems[1]
+    assert "p4.png: was changed since it was pushed" in result.problems[1]
+
+
+def test_a_painting_that_was_changed_without_a_push_is_reported(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    untrained(workspace)
+    pseudo_label(workspace, LabelConfig(), "cpu")
+    path = tmp_path / "paintings" / "set" / "p3.png"
+    newer = workspace.mask("pseudo", "set/p3").stat().st_mtime + 10
+    os.utime(path, (newer, newer))
+    assert pseudo_label(workspace, LabelConfig(), "cpu").there == 2  # touched only
+    Image.fromarray(toy(9, (43, 56))[0]).save(path)
+    os.utime(path, (newer, newer))
+    for _ in range(2):
+        result = pseudo_label(workspace, LabelConfig(), "cpu")
+        assert result.there == 1
+        assert "p3.png: was changed since it was pushed; push the folder again" in result.problems[0]
+    index(workspace)
+    assert pseudo_label(workspace, LabelConfig(), "cpu").labelled == 1
 
 
 def test_a_painting_that_needs_too_much_memory_is_left_out(
