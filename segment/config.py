@@ -8,6 +8,7 @@ from pathlib import Path
 from annotate.options import setting
 
 ARCHITECTURES = ("mobilenet_v3_large", "resnet50", "resnet101")
+FIRST_WEIGHTS = ("imagenet", "coco", "none")  # any other --init is a file
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from annotate.paintings import load_painting, read_index
 from annotate.progress import note
 from annotate.workspace import Workspace
 from segment.calibrate import Calibration, count_pixels
-from segment.config import LabelConfig, TrainConfig
+from segment.config import FIRST_WEIGHTS, LabelConfig, TrainConfig
 from segment.data import load_samples, read_labels
 from segment.inference import Inference
 from segment.model import Segmenter, saved_config
@@ -86,12 +86,18 @@ def _train_config(workspace: Workspace) -> TrainConfig:
         note("no model yet: the folds are trained with the default settings")
         return TrainConfig()
     try:
-        return TrainConfig(**saved["train"])
+        config = TrainConfig(**saved["train"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{workspace.model('deeplab')}: trained by another version, whose settings this one does not know "
             f"({error}); run `tool segment train` again"
         ) from error
+    if config.init not in FIRST_WEIGHTS and not Path(config.init).expanduser().is_file():
+        raise UserError(
+            f"{config.init}: the weights that the model began with are not there, and each fold begins with them; "
+            "put them back, or train again"
+        )
+    return config
 
 
 def _held_out(

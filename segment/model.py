@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import pickle
@@ -155,7 +156,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # torchvision's own trainings save their options
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(
             f"--init {path}: cannot be read ({error.strerror or error}); mend its permissions"
@@ -170,7 +174,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
             loaded = loaded[name]
     tensors = (
-        {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
+        {str(k).removeprefix("module."): v for k, v in loaded.items() if isinstance(v, Tensor)}
+        if isinstance(loaded, dict)
+        else {}
     )
     if not tensors:
         raise UserError(f"--init {path}: holds no state dict; save the network's `state_dict()`")

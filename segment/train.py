@@ -250,9 +250,10 @@ def _run(
             with memory_told(device, advice):
                 trainer.fit(learner, crops, ckpt_path=resume, weights_only=True)
         except DivergedError as error:
-            raise UserError(
-                f"training stopped: {error}; lower --lr (now {config.lr:g}); the last good state stays in {folder}"
-            ) from error
+            kept = (
+                f"the last good state stays in {folder}" if (folder / STATE).exists() else "nothing was saved"
+            )
+            raise UserError(f"training stopped: {error}; lower --lr (now {config.lr:g}); {kept}") from error
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise

@@ -111,6 +111,11 @@ def test_a_fold_is_trained_by_one_process(
     monkeypatch.setattr("segment.folds.fit", trained)
     assert run(workspace, "evaluate", "--folds", "2").exit_code == 1
     assert asked == [1]
+    config["train"]["init"] = str(tmp_path / "gone.pth")
+    save_file(load_file(path), path, metadata={"config": json.dumps(config)})
+    assert (
+        "gone.pth: the weights that the model began with are not there" in run(workspace, "evaluate").stderr
+    )
 
 
 def test_true_masks_that_cannot_be_compared(flow: Workspace, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import resource
 from collections.abc import Mapping
@@ -52,6 +53,15 @@ def test_init_from_a_file(net: nn.Module, tmp_path: Path, suffix: str) -> None:
     initialise(fresh, "mobilenet_v3_large", str(path))
     names = [name for name in net.state_dict() if "classifier.4." not in name]
     assert same(fresh.state_dict(), net.state_dict(), names)
+
+
+def test_init_from_what_trainings_save(net: nn.Module, tmp_path: Path) -> None:
+    """torchvision's reference keeps its options beside the weights, DistributedDataParallel its prefix."""
+    path, state = tmp_path / "model_29.pth", net.state_dict()
+    options = argparse.Namespace(lr=0.02)
+    torch.save({"model": {f"module.{name}": value for name, value in state.items()}, "args": options}, path)
+    found = model.read_weights(path)
+    assert same(found, state, list(state))
 
 
 def test_init_from_a_classifier(net: nn.Module, tmp_path: Path) -> None:
