@@ -148,7 +148,8 @@ def read_mask(path: Path, encoding: Encoding, foreign: Encoding | None = None) -
     if found is None:
         if foreign is None:
             raise UserError(
-                f"{path}: does not say whether it is raw or shifted; add --encoding raw or shifted"
+                f"{path}: does not say whether it is raw or shifted; add --encoding raw or shifted where the command "
+                f"has it, or write it into the file: the text chunk {CHUNK!r}, {Encoding.RAW} or {Encoding.SHIFTED}"
             )
         found = foreign.value
     if found != encoding.value:
@@ -199,6 +200,8 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such mask") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from error
     except (UnidentifiedImageError, OSError, ValueError) as error:  # ValueError: a damaged first chunk
         raise UserError(
             f"{path}: not a readable PNG; put a sound one there, or delete it and run the step that wrote it"

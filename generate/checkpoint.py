@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -22,6 +19,7 @@ from annotate.files import whole_file, write_json
 from generate.config import GPTConfig, VQGANConfig
 from generate.gpt import GPT
 from generate.vqgan import VQGAN
+from segment.tensors import write_tensors
 
 WEIGHTS = "model.safetensors"
 
@@ -47,7 +45,7 @@ def save_model(folder: Path, model: VQGAN | GPT, about: Mapping[str, Any]) -> No
     config = {"kind": kind, "sizes": model.config.to_dict(), **about}
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}
     with whole_file(folder / WEIGHTS) as temporary:
-        _write(tensors, temporary, {"config": json.dumps(config)})
+        write_tensors(tensors, temporary, {"config": json.dumps(config)})
     write_json(folder / "config.json", config)
 
 
@@ -128,17 +126,6 @@ class uninitialised(TorchFunctionMode):  # noqa: N801, it is used like a functio
         if getattr(function, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return function(*args, **kwargs)
-
-
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """`save_file`, whose own error for a full disk is none of Python's."""
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _sizes(folder: Path, found: Checkpoint, kind: str, command: str) -> dict[str, Any]:

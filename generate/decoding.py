@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generate.attention import attend, attend_after, hide, split_heads
+from generate.few_queries import MOST, FewQueries, few_queries
 from generate.gpt import GPT, Block
 from generate.projection import Precision, activations, kept, projection, rows_worth
 from generate.replay import Rooms
+from segment.device import has_fast_bfloat16
 
 # Of keys and values; with the seed document's transformer in float32 a window has 100 MB.
 KEPT_BYTES = 3 << 30
@@ -33,14 +35,17 @@ class Decoder:
         self.dtype = dtype = activations(precision)
         self.config = model.config
         self.kept = kept(precision)
-        self.device = model.head.weight.device
-        self.rows_worth = rows_worth(precision, self.device)
+        self.device = device = model.head.weight.device
+        self.rows_worth = rows_worth(precision, device)
         self.tokens = model.tok_emb.weight.detach().to(dtype)
         self.positions = model.pos_emb.detach()[0].to(dtype)  # (block, C)
         self.blocks = [_FusedBlock(cast(Block, block), precision) for block in model.blocks]
         self.norm = _norm_weights(model.ln_f, dtype)
         self.head = projection(model.head.weight, None, precision)
-        self.rooms = Rooms(self) if self.device.type == "cuda" else None
+        self.rooms = Rooms(self) if device.type == "cuda" else None
+        self.few: FewQueries | None = None
+        if precision == "int8" and not has_fast_bfloat16(device):
+            self.few = few_queries(self.config.width // self.config.heads, self.config.block_size)
 
     def session(self, batch: int, holes: Sequence[int] = ()) -> Session:
         """Begin `batch` sequences, of which no token sees those at `holes`, whatever they are."""
@@ -243,26 +248,33 @@ class _Step:
         self.end = max(self.starts) + self.count
         holes = None if session.holes is None else session.holes[before:]
         self.holes = holes if holes is not None and bool(holes[: self.end].any()) else None
+        self.few = d.few if self.count <= MOST and not one.shared else None
         # nothing stands before them: the kernels know this case
         whole = self.prefix is None and self.end == self.count and self.holes is None
-        self.hidden = None if whole else self._hidden_from_last(self.count)
-        self.hidden_at_last = self.hidden if self.each == self.count else self._hidden_from_last(self.each)
+        self.hidden = self.hidden_at_last = None
+        if self.few is None:
+            self.hidden = None if whole else self._hidden_from_last(self.count)
+            alike = self.each == self.count
+            self.hidden_at_last = self.hidden if alike else self._hidden_from_last(self.each)
         if not one.shared:
             self._clear()
 
     def attend(self, layer: int, qkv: Tensor, last: bool) -> Tensor:
         """(B t, 3 C) -> (B t, C), where it is the last layer (told, C): keeps keys and values, too."""
-        cache = self.cache[layer]
+        cache, prefix = self.cache[layer], None if self.prefix is None else self.prefix[layer]
+        if self.few is not None:
+            y = self.few(qkv, cache, prefix, self.starts, self.holes)
+            return y.view(self.batch, self.count, -1)[:, -self.each :].flatten(0, 1) if last else y
         parts = split_heads(qkv, self.batch, self.heads)  # (3, B, heads, t, d)
         self._keep(cache, parts[1:])
         q, hidden = parts[0].to(cache.dtype), self.hidden
         keys, values = cache.narrow(3, 0, self.end).unbind(0)  # (B, heads, end, d)
         if last and self.each < self.count:
             q, hidden = q[:, :, -self.each :], self.hidden_at_last
-        if self.prefix is None:
+        if prefix is None:
             y = attend(q, keys, values, hidden)
         else:
-            y = attend_after(self.prefix[layer], q, keys, values, hidden)
+            y = attend_after(prefix, q, keys, values, hidden)
         return y.transpose(1, 2).reshape(-1, qkv.shape[1] // 3)
 
     def done(self, logits: Tensor) -> Tensor:

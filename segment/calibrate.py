@@ -215,7 +215,9 @@ def estimate(
         weights = np.bincount(rng.integers(n, size=n), minlength=n).astype(float)
         drawn.append(_figures(score(expected(labels, calibration.shares(thresholds, weights)), list(names))))
     # the labelled paintings are a sample too: their own luck comes on top
-    spread = np.nanstd(np.array(drawn), 0) * np.sqrt(1 + n / max(paintings, 1))
+    known = np.isfinite(drawn).any(0)  # the others have no spread
+    spread = np.full(len(middle), np.nan)
+    spread[known] = np.nanstd(np.array(drawn)[:, known], 0) * np.sqrt(1 + n / max(paintings, 1))
     # and so is the training: a normal distribution's 1.645 held the truth in 15 of 20 draws (docs/bench-trust.md)
     reach = stdtrit(folds - 1, (1 + COVERED) / 2) * spread
     low, high = np.clip(middle - reach, 0, 1), np.clip(middle + reach, 0, 1)

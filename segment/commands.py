@@ -35,8 +35,11 @@ def train_command(workspace: Workspace, as_json: bool, device: str, again: bool,
     Example:
       tool segment train --steps 1000 --rounds 1
     """
+    from annotate.progress import is_first, silence
     from segment.train import train
 
+    if not is_first():  # of several that train together
+        click.get_current_context().with_resource(silence())
     result = train(workspace, config, device, again)
     if result.trained:
         workspace.save_report("segment-train", dataclasses.asdict(result))

@@ -8,6 +8,7 @@ from pathlib import Path
 from annotate.options import setting
 
 ARCHITECTURES = ("mobilenet_v3_large", "resnet50", "resnet101")
+FIRST_WEIGHTS = ("imagenet", "coco", "none")  # any other --init is a file
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class TrainConfig:
     strategy: str = setting(
         "auto", "How they share the work; auto is ddp from two on.", choices=("auto", "ddp")
     )
-    seed: int = setting(0, "Start of all random numbers.")
+    seed: int = setting(0, "Start of all random numbers.", low=0, high=2**32 - 1)
     workers: int = setting(
         0, "Processes that prepare crops; 0 prepares them in the training process.", low=0, high=64
     )
@@ -105,6 +106,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.scale_low > self.scale_high:
             raise ValueError(f"--scale-low {self.scale_low} is above --scale-high {self.scale_high}")
+
+        if self.steps <= self.rounds:
+            raise ValueError(
+                f"--rounds {self.rounds} needs a step for each round and one before them; use --steps {self.rounds + 1}"
+            )
 
         if self.batch % self.processes:
             raise ValueError(f"--batch {self.batch} cannot be shared evenly by {self.processes} processes")

@@ -62,7 +62,7 @@ def convert(workspace: Workspace, config: ConvertConfig) -> ConvertResult:
                 written += _shift(workspace, index[key], source, config.n_labels)
             except _UnfitError as error:
                 problems.append(error.message)
-                workspace.mask("shifted", key).unlink(missing_ok=True)
+                _remove(workspace.mask("shifted", key))
             advance()
     left_out = {key for key in sources if not workspace.mask("shifted", key).exists()}
     done = {key: source for key, source in sources.items() if key not in left_out}
@@ -105,7 +105,11 @@ def _sources(workspace: Workspace, index: dict[str, Painting]) -> dict[str, str]
 def _shift(workspace: Workspace, painting: Painting, source: str, n_labels: int) -> bool:
     """Write one shifted mask; False where the one on disk is of the same source."""
     path, target = workspace.mask(source, painting.key), workspace.mask("shifted", painting.key)
-    made_from = hashlib.sha256(path.read_bytes() + f"{n_labels} {painting.size}".encode()).hexdigest()[:16]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _UnfitError(f"{path}: cannot be read ({error.strerror}); mend that, or delete it") from error
+    made_from = hashlib.sha256(content + f"{n_labels} {painting.size}".encode()).hexdigest()[:16]
     texts = _texts(target)
     if texts.get(SOURCE) == source and texts.get(MADE_FROM) == made_from:
         return False
@@ -140,9 +144,18 @@ def _remove_stale(workspace: Workspace, done: dict[str, str]) -> int:
     for key in workspace.keys_with_mask("shifted"):
         path = workspace.mask("shifted", key)
         if key not in done and MADE_FROM in _texts(path):
-            path.unlink()
+            _remove(path)
             removed += 1
     return removed
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be removed ({error.strerror}); mend the permissions and run the command again"
+        ) from error
 
 
 def _write_lists(

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as T
 
 from annotate.classes import UNLABELLED
 from segment.config import TrainConfig
-from segment.data import Sample
+from segment.data import SMALLEST, Sample
 
 Crop = tuple[Tensor, Tensor]  # (3, c, c) uint8 pixels, (c, c) uint8 class indices
 _Pair = tuple[Tensor, Tensor, Tensor]  # two views (3, c, c), and where the second is pasted (c, c)
@@ -111,7 +111,10 @@ class Crops(Dataset[Item]):
         scale = np.exp(chance.uniform(np.log(self.config.scale_low), np.log(self.config.scale_high)))
         aspect = np.exp(chance.uniform(-0.2, 0.2))
         height, width = sample.labels.shape
-        box = min(height, round(side / scale * aspect)), min(width, round(side / scale / aspect))
+        box = (
+            min(height, max(1, round(side / scale * aspect))),
+            min(width, max(1, round(side / scale / aspect))),
+        )
         spot = _spot(chance, sample.labels) if chance.random() < self.config.rare else None
         if spot is not None:
             top = int(np.clip(spot[0] - chance.integers(box[0]), 0, height - box[0]))
@@ -119,7 +122,8 @@ class Crops(Dataset[Item]):
         else:
             top = int(chance.integers(height - box[0] + 1))
             left = int(chance.integers(width - box[1] + 1))
-        size = [min(side, round(box[0] * scale / aspect)), min(side, round(box[1] * scale * aspect))]
+        size = [round(box[0] * scale / aspect), round(box[1] * scale * aspect)]
+        size = [min(side, max(SMALLEST, one)) for one in size]
         pixels = T.resized_crop(sample.pixels, top, left, *box, size, antialias=True)  # (3, h, w)
         nearest = T.InterpolationMode.NEAREST_EXACT
         labels = T.resized_crop(sample.labels[None], top, left, *box, size, interpolation=nearest)[0]

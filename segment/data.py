@@ -15,10 +15,11 @@ from torchvision.transforms.v2 import functional as T
 from annotate.classes import UNLABELLED, ClassTable
 from annotate.errors import UserError
 from annotate.masks import Encoding, mask_digest, read_mask
-from annotate.paintings import Painting, load_painting, read_index
+from annotate.paintings import MAX_PIXELS, Painting, load_painting, read_index
 from annotate.progress import note, progress
 from annotate.workspace import Workspace
 
+SMALLEST = 2  # pixels of a scaled side: torchvision cannot scale to 1 x 1
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, in [0, 255]
 
 
@@ -143,17 +144,26 @@ def class_weights(counts: NDArray[np.int64], power: float) -> Tensor:
 
 
 def scaled_size(size: tuple[int, ...], smallest_side: int) -> tuple[int, int]:
-    """(H, W) after scaling the smaller of the two to `smallest_side`; 0 keeps the size."""
+    """(H, W) after scaling the smaller of the two to `smallest_side`; 0 keeps the size.
+
+    A strip that would become larger than any painting may be is scaled to less.
+    """
     height, width = size
     if smallest_side == 0:
         return height, width
-    factor = smallest_side / min(height, width)
-    return max(1, round(height * factor)), max(1, round(width * factor))
+    factor = min(smallest_side / min(height, width), (MAX_PIXELS / (height * width)) ** 0.5)
+    return rescaled(size, factor)
+
+
+def rescaled(size: tuple[int, ...], factor: float) -> tuple[int, int]:
+    """(H, W) times the factor, in whole pixels."""
+    height, width = size
+    return max(SMALLEST, round(height * factor)), max(SMALLEST, round(width * factor))
 
 
 def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """(H, W, 3) to (3, H, W), a copy."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def normalise(pixels: Tensor) -> Tensor:

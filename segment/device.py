@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -20,6 +22,17 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU; use --device cpu, or run `tool doctor`")
     return torch.device(name)
+
+
+@contextmanager
+def memory_told(device: torch.device, advice: str) -> Iterator[None]:
+    """Too little memory within it is a UserError that gives the advice; other errors pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise UserError(f"out of memory on {device.type}: {advice}") from error
+        raise
 
 
 @cache

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from annotate.classes import ClassTable
 from annotate.errors import UserError
 from annotate.masks import Encoding, mask_encoding, read_mask, unshift
+from annotate.paintings import read_index
 from annotate.progress import Stopwatch, note, progress
 from annotate.workspace import Workspace
 from segment.calibrate import LEVELS, Calibration, Quality, count_labels, count_pixels, estimate
@@ -115,13 +116,15 @@ def against_truth(
         The labelled pixels by confidence, and the confusion matrix (K, K + 1).
 
     Raises:
-        UserError: no folder, no pair, another size, or an id outside the classes; the line names the file.
+        UserError: no folder, no pair, another size, an id outside the classes, or nothing labelled; the line names
+            the file.
     """
     if not truth.is_dir():
         raise UserError(f"--truth {truth}: no such folder; give the folder with the true masks")
     classes = workspace.settings().classes
     hand = set(workspace.keys_with_mask("hand"))
-    keys = [key for key in workspace.keys_with_mask("pseudo") if key not in hand]
+    index = read_index(workspace)
+    keys = [key for key in workspace.keys_with_mask("pseudo") if key in index and key not in hand]
     keys = [key for key in keys if (truth / f"{key}.png").exists()]
     if not keys:
         raise UserError(
@@ -132,13 +135,18 @@ def against_truth(
     rows = []
     with progress("Comparing", len(keys)) as advance:
         for number, key in enumerate(keys):
-            true = _read_truth(truth / f"{key}.png", encoding, classes)
-            said = read_labels(workspace, "pseudo", key, true.shape, classes)
+            size = index[key].size
+            true = _read_truth(truth / f"{key}.png", encoding, size, classes)
+            said = read_labels(workspace, "pseudo", key, size, classes)
             matrix += confusion(true, said, len(classes))
             known = np.where(said < len(classes), true, 255).astype(np.uint8)
             levels = read_confidence(workspace, key, true.shape)
             rows.append(count_pixels(number, said, levels, known, len(classes)))
             advance()
+    if not matrix.any():
+        raise UserError(
+            f"--truth {truth}: no pixel of its masks is labelled (all are 255, or 0 where shifted)"
+        )
     return Calibration(np.concatenate(rows), len(classes), len(keys)), matrix
 
 
@@ -181,11 +189,18 @@ def _counted(
             advance()
 
 
-def _read_truth(path: Path, encoding: str | None, classes: ClassTable) -> NDArray[np.uint8]:
-    """A true mask as class indices; either encoding will do."""
+def _read_truth(
+    path: Path, encoding: str | None, size: tuple[int, int], classes: ClassTable
+) -> NDArray[np.uint8]:
+    """A true mask as class indices (H, W), of its painting's size; either encoding will do."""
     foreign = {"raw": Encoding.RAW, "shifted": Encoding.SHIFTED}.get(encoding or "")
     said = mask_encoding(path) or foreign or Encoding.RAW
     ids = read_mask(path, said, foreign)
+    if ids.shape != size:
+        raise UserError(
+            f"{path}: the true mask is {ids.shape[0]} x {ids.shape[1]}, its painting {size[0]} x {size[1]}; "
+            "give one of that size"
+        )
     try:
         return classes.to_index(unshift(ids) if said is Encoding.SHIFTED else ids)
     except UserError as error:

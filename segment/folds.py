@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from annotate.paintings import load_painting, read_index
 from annotate.progress import note
 from annotate.workspace import Workspace
 from segment.calibrate import Calibration, count_pixels
-from segment.config import LabelConfig, TrainConfig
+from segment.config import FIRST_WEIGHTS, LabelConfig, TrainConfig
 from segment.data import load_samples, read_labels
 from segment.inference import Inference
 from segment.model import Segmenter, saved_config
@@ -41,7 +42,9 @@ def cross_validate(workspace: Workspace, folds: int, device: torch.device) -> tu
         UserError: fewer masks than folds, a model whose settings this version does not know, or as
             `segment.train.train`.
     """
-    config = _train_config(workspace)
+    config = replace(
+        _train_config(workspace), devices=1, nodes=1
+    )  # whatever machines the model was trained on
     classes = workspace.settings().classes
     samples = load_samples(workspace, classes, config.smallest_side)
     if len(samples) < folds:
@@ -83,12 +86,18 @@ def _train_config(workspace: Workspace) -> TrainConfig:
         note("no model yet: the folds are trained with the default settings")
         return TrainConfig()
     try:
-        return TrainConfig(**saved["train"])
+        config = TrainConfig(**saved["train"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{workspace.model('deeplab')}: trained by another version, whose settings this one does not know "
             f"({error}); run `tool segment train` again"
         ) from error
+    if config.init not in FIRST_WEIGHTS and not Path(config.init).expanduser().is_file():
+        raise UserError(
+            f"{config.init}: the weights that the model began with are not there, and each fold begins with them; "
+            "put them back, or train again"
+        )
+    return config
 
 
 def _held_out(

@@ -28,7 +28,7 @@ from annotate.workspace import Workspace
 from segment.calibrate import LEVELS
 from segment.config import LabelConfig
 from segment.crew import Crew, join, own_device
-from segment.device import choose_device
+from segment.device import choose_device, memory_told
 from segment.model import Segmenter, load, saved_config, weights_digest
 from segment.predict import predict_map, to_levels
 from segment.thresholds import learnt_thresholds
@@ -55,10 +55,11 @@ class LabelResult:
     problems: tuple[str, ...]  # one line for each painting that was left out
 
     def text(self) -> str:
+        sure = f"; mean confidence {self.mean_confidence:.2f}" if self.ranking else ""
         limits = "" if not self.unlabelled else f"; {100 * self.unlabelled:.1f} % too unsure, left unlabelled"
         return (
-            f"{self.labelled} labelled now, {self.there} there, {self.hand} annotated by hand; "
-            f"mean confidence {self.mean_confidence:.2f}{limits}\nthen: tool segment convert"
+            f"{self.labelled} labelled now, {self.there} there, {self.hand} annotated by hand"
+            f"{sure}{limits}\nthen: tool segment convert"
         )
 
 
@@ -126,7 +127,7 @@ def current_labels(workspace: Workspace) -> tuple[list[str], NDArray[np.int64]]:
     told = said if isinstance(said, dict) and list(said) == names else dict.fromkeys(names, 0.0)
     thresholds = np.array([round(float(one) * (LEVELS - 1)) for one in told.values()], np.int64)
     digest = weights_digest(workspace)
-    hand = set(workspace.keys_with_mask("hand"))
+    there = read_index(workspace).keys() - set(workspace.keys_with_mask("hand"))
     keys = []
     for key in workspace.keys_with_mask("pseudo"):
         try:
@@ -134,7 +135,7 @@ def current_labels(workspace: Workspace) -> tuple[list[str], NDArray[np.int64]]:
         except UserError as error:
             note(f"left out: {error.message}")
             continue
-        if current and key not in hand:
+        if current and key in there:
             keys.append(key)
     return keys, thresholds
 
@@ -176,13 +177,16 @@ def _label_all(
         advance(len(found))
         writing: deque[Future[_Labelled]] = deque()
         for painting, made_by, pixels in _read_ahead(workspace, todo, pool):
-            if isinstance(pixels, UserError):
-                problems.append(pixels.message)
-            else:
-                said, confidence = predict_map(segmenter, pixels, config)
+            try:
+                if isinstance(pixels, UserError):
+                    raise pixels
+                with memory_told(segmenter.device, f"lower --tile (now {config.tile}) for {painting.path}"):
+                    said, confidence = predict_map(segmenter, pixels, config)
                 raw = segmenter.classes.to_raw(said)
                 limit = thresholds[said]
                 writing.append(pool.submit(_write, workspace, painting, raw, confidence, limit, made_by))
+            except UserError as error:
+                problems.append(error.message)
             while len(writing) > AHEAD:
                 found.append(writing.popleft().result())
             advance(1, note=painting.key)
@@ -210,9 +214,22 @@ def _read(workspace: Workspace, painting: Painting) -> NDArray[np.uint8] | UserE
         image = load_painting(painting.file(workspace))
     except UserError as error:
         return error
-    if image.shape[:2] != painting.size:
-        return UserError(f"{painting.path}: has another size than when it was pushed; push the folder again")
+    if _sha256(painting.file(workspace)) != painting.sha256:
+        return UserError(f"{painting.path}: was changed since it was pushed; push the folder again")
     return image
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _changed(file: Path, painting: Painting, mask: Path) -> bool:
+    """Whether the painting's file is another one since its mask was made; only a newer file is read."""
+    try:
+        return file.stat().st_mtime > mask.stat().st_mtime and _sha256(file) != painting.sha256
+    except OSError:
+        return False  # gone: its mask stays
 
 
 def _write(
@@ -253,6 +270,8 @@ def _done(workspace: Workspace, painting: Painting, made_by: str) -> _Labelled |
     """The mask that this very model and setting made, if it is there and whole."""
     path = workspace.mask("pseudo", painting.key)
     if not path.exists() or not workspace.mask("confidence", painting.key).exists():
+        return None
+    if _changed(painting.file(workspace), painting, path):
         return None
     try:
         texts = mask_texts(path)

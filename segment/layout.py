@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def _link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source`; a copy where links are not possible."""
     if target.exists() and target.samefile(source):
         return
-    with whole_file(target) as temporary:
+    # a link shares its permissions with the painting: they stay as they are
+    with whole_file(target, stat.S_IMODE(source.stat().st_mode)) as temporary:
         temporary.unlink()
         try:
             os.link(source, temporary)

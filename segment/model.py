@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import pickle
@@ -14,7 +15,7 @@ from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import segmentation
@@ -26,6 +27,7 @@ from annotate.files import whole_file, write_json
 from annotate.workspace import Workspace
 from segment.config import ARCHITECTURES
 from segment.inference import Inference
+from segment.tensors import write_tensors
 
 WEIGHTS = "model.safetensors"
 # what torchvision offers to start from
@@ -154,7 +156,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # torchvision's own trainings save their options
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(
+            f"--init {path}: cannot be read ({error.strerror or error}); mend its permissions"
+        ) from error
     except DAMAGE as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -165,7 +174,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
             loaded = loaded[name]
     tensors = (
-        {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
+        {str(k).removeprefix("module."): v for k, v in loaded.items() if isinstance(v, Tensor)}
+        if isinstance(loaded, dict)
+        else {}
     )
     if not tensors:
         raise UserError(f"--init {path}: holds no state dict; save the network's `state_dict()`")
@@ -181,7 +192,7 @@ def save(workspace: Workspace, net: nn.Module, config: Mapping[str, Any]) -> Non
     folder = workspace.model("deeplab")
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     with whole_file(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"config": json.dumps(config)})
+        write_tensors(tensors, temporary, {"config": json.dumps(config)})
     write_json(folder / "config.json", dict(config))
 
 
@@ -197,7 +208,9 @@ def saved_config(workspace: Workspace) -> dict[str, Any] | None:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("config", "")
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read; mend its permissions and run the command again") from error
+    except SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}); delete it and run `tool segment train`") from error
     try:
         config = dict(json.loads(text))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
 from segment.config import LabelConfig
-from segment.data import normalise, scaled_size, to_tensor
+from segment.data import normalise, rescaled, scaled_size, to_tensor
 from segment.device import has_fast_bfloat16
 from segment.inference import Inference
 from segment.model import Segmenter
@@ -37,7 +37,7 @@ def predict_map(
     base = scaled_size((height, width), segmenter.smallest_side)
     total = torch.zeros(len(segmenter.classes), *base, device=segmenter.device)  # (K, h, w)
     for factor in config.factors:
-        size = max(1, round(base[0] * factor)), max(1, round(base[1] * factor))
+        size = base if factor == 1 else rescaled(base, factor)
         scaled = pixels if size == (height, width) else T.resize(pixels, list(size), antialias=True)
         found = _tiled(segmenter, scaled, config)
         total += found if size == base else _resize(found, base)

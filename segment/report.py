@@ -16,7 +16,7 @@ from annotate.files import write_whole
 from annotate.masks import Encoding, read_mask
 from annotate.page import cards, colour, legend, overlay, page, pictures, section, shrink, table
 from annotate.paintings import Painting, load_painting, read_index
-from annotate.progress import progress
+from annotate.progress import note, progress
 from annotate.workspace import Workspace
 from segment.label import REPORT as LABELLED
 from segment.label import read_confidence
@@ -41,7 +41,7 @@ def write_report(workspace: Workspace) -> Path:
     classes = workspace.settings().classes
     parts = [_at_a_glance(found, labelled)]
     if found.get("classes"):
-        parts += [_classes(found), _confusion(found, classes), _reliability(found)]
+        parts += [_classes(found), _confusion(found), _reliability(found)]
     ranking = found.get("ranking") or labelled.get("ranking") or []
     parts += _ends(workspace, classes, [str(key) for key in ranking])
     path = workspace.reports / NAME
@@ -105,16 +105,17 @@ def _classes(found: Mapping[str, Any]) -> str:
     return section("Class by class", text, table(headers, rows))
 
 
-def _confusion(found: Mapping[str, Any], classes: ClassTable) -> str:
+def _confusion(found: Mapping[str, Any]) -> str:
     """What each true class was taken for, as shares of its row; the darker, the more."""
     matrix = np.array(found.get("confusion", []), float)
-    if matrix.shape != (len(classes), len(classes) + 1):
+    names = [str(one["name"]) for one in found["classes"]]  # as they were then
+    if matrix.shape != (len(names), len(names) + 1):
         return ""
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    columns = [*classes.names, "unlabelled"] if matrix[:, -1].any() else classes.names
+    columns = [*names, "unlabelled"] if matrix[:, -1].any() else names
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = []
-    for k, name in enumerate(classes.names):
+    for k, name in enumerate(names):
         cells = []
         for j, _ in enumerate(columns):
             share = shares[k, j]
@@ -177,7 +178,10 @@ def _ends(workspace: Workspace, classes: ClassTable, ranking: Sequence[str]) -> 
         ):
             rows = []
             for key in keys:
-                rows.append(_row(workspace, index[key], classes))
+                try:
+                    rows.append(_row(workspace, index[key], classes))
+                except UserError as error:
+                    note(f"left out: {error.message}")
                 advance()
             if rows:
                 parts.append(section(heading, text, legend(classes), *rows))

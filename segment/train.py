@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,12 @@ from annotate.errors import UserError
 from annotate.files import whole_file, write_json
 from annotate.masks import LEARNT_FROM, mask_digests
 from annotate.paintings import read_index
-from annotate.progress import Stopwatch, note, progress
+from annotate.progress import Stopwatch, is_first, note, progress
 from annotate.workspace import Workspace
 from segment.config import TrainConfig
 from segment.crops import Crops, Stretches
 from segment.data import Sample, load_samples
-from segment.device import choose_device, has_fast_bfloat16
+from segment.device import choose_device, has_fast_bfloat16, memory_told
 from segment.learner import DivergedError, Learner
 from segment.model import DAMAGE, Segmenter, build, initialise, save, saved_config
 from segment.rounds import FOLDER, Rest, prepare
@@ -39,6 +40,8 @@ from segment.signals import EndsOnSigterm
 
 ENOUGH = 20  # hand masks from which on some are held out for validation
 STATE = "training.ckpt"
+# what stops the logs; the state's own errors are `whole_file`'s
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def train(
     if again:
         (folder / STATE).unlink(missing_ok=True)
     saved = saved_config(workspace)
-    if saved is not None and saved.get("fingerprint") == mark and not again and not (folder / STATE).exists():
+    finished = saved is not None and saved.get("fingerprint") == mark and not again
+    if saved is not None and finished and _steps_done(folder / STATE, mark) is None:
         write_json(folder / LEARNT_FROM, masks)  # one that shows nothing may have come or gone
         figures = saved["figures"]
         return TrainResult(
@@ -112,6 +116,10 @@ def train(
         )
     rest = unlabelled(workspace, samples, folder / FOLDER, mark, config)
     fitted = fit(learn, check, classes, config, where, folder, mark, rest=rest)
+    if not is_first():
+        raise SystemExit(
+            0
+        )  # the first process saves its model; the statistics of BatchNorm are each one's own
     figures = {"loss": fitted.loss, "miou": fitted.miou, "masks": len(samples), "held_out": len(check)}
     about = {
         "architecture": config.architecture,
@@ -195,6 +203,8 @@ def fit(
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
     )
+    if config.nodes > 1:
+        note(f"begins when all {config.nodes} machines have: give each the same command (docs/scale.md)")
     for number, end in enumerate(config.round_ends):
         if done is not None and number < config.rounds and done >= end:
             continue  # this round was finished before
@@ -235,19 +245,22 @@ def _run(
             enable_checkpointing=True,  # by `_State`, which replaces the one that Lightning would add
             num_sanity_val_steps=0,
         )
+        advice = f"lower --batch (now {config.batch}) or --crop (now {config.crop})"
         try:
-            trainer.fit(learner, crops, ckpt_path=resume, weights_only=True)
+            with memory_told(device, advice):
+                trainer.fit(learner, crops, ckpt_path=resume, weights_only=True)
         except DivergedError as error:
+            kept = (
+                f"the last good state stays in {folder}" if (folder / STATE).exists() else "nothing was saved"
+            )
+            raise UserError(f"training stopped: {error}; lower --lr (now {config.lr:g}); {kept}") from error
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
             raise UserError(
-                f"training stopped: {error}; lower --lr (now {config.lr:g}); the last good state stays in {folder}"
+                f"{error.filename or folder}: {error.strerror}; free some space or mend the permissions, "
+                "and run the command again: it goes on from the last saved state"
             ) from error
-        except RuntimeError as error:
-            if "out of memory" in str(error) or "can't allocate memory" in str(error):
-                raise UserError(
-                    f"out of memory on {device.type}: lower --batch (now {config.batch}) "
-                    f"or --crop (now {config.crop})"
-                ) from error
-            raise
 
 
 def _loggers(folder: Path) -> list[Logger]:
@@ -285,11 +298,9 @@ class _State(Checkpoint):
         self.path = path
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            with whole_file(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
-        else:  # takes part, and writes nothing
-            trainer.save_checkpoint(self.path)
+        with whole_file(self.path) if trainer.is_global_zero else nullcontext(self.path) as path:
+            trainer.save_checkpoint(path)  # every process calls it, the first one writes
+        trainer.strategy.barrier()  # the next round's teacher is read from it by all
 
 
 def _steps_done(state: Path, mark: str) -> int | None:
@@ -301,7 +312,7 @@ def _steps_done(state: Path, mark: str) -> int | None:
         return int(found["global_step"]) if found.get("mark") == mark else None
     except DAMAGE as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
-        note(f"{state}: damaged ({line}); training starts afresh")
+        note(f"{state}: damaged ({line}); no training goes on from it")
         return None
 
 

@@ -13,9 +13,13 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 from segment_toys import QUICK, toy_workspace
 
+from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask, write_mask
+from annotate.paintings import read_index, write_index
 from annotate.workspace import Workspace
 from cli import main
+from segment.config import TrainConfig
+from segment.label import current_labels
 from segment.model import WEIGHTS, saved_config
 
 OPTIONS = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -87,6 +91,53 @@ def test_cross_validation_counts_each_mask_once_and_keeps_finished_folds(flow: W
     assert "3 usable masks are too few for 4 folds; use --folds 3" in too_many.stderr
 
 
+def test_a_fold_is_trained_by_one_process(
+    flow: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever machines the model was trained on: the other ones of them are not here."""
+    workspace = Workspace(tmp_path / "other")
+    shutil.copytree(flow.root, workspace.root)
+    shutil.rmtree(workspace.model("deeplab") / "folds", ignore_errors=True)
+    path = workspace.model("deeplab") / WEIGHTS
+    config = saved_config(workspace) or {}
+    config["train"] |= {"devices": 2, "nodes": 1}
+    save_file(load_file(path), path, metadata={"config": json.dumps(config)})
+    asked = []
+
+    def trained(learn: Any, check: Any, classes: Any, config: TrainConfig, *args: Any) -> Any:
+        asked.append(config.processes)
+        raise UserError("enough")
+
+    monkeypatch.setattr("segment.folds.fit", trained)
+    assert run(workspace, "evaluate", "--folds", "2").exit_code == 1
+    assert asked == [1]
+    config["train"]["init"] = str(tmp_path / "gone.pth")
+    save_file(load_file(path), path, metadata={"config": json.dumps(config)})
+    assert (
+        "gone.pth: the weights that the model began with are not there" in run(workspace, "evaluate").stderr
+    )
+
+
+def test_true_masks_that_cannot_be_compared(flow: Workspace, tmp_path: Path) -> None:
+    truth = tmp_path / "truth"
+    path = truth / "set" / "p3.png"
+    write_mask(path, np.full((7, 5), 148, np.uint8), Encoding.RAW)
+    wrong = run(flow, "evaluate", "--truth", str(truth))
+    assert "p3.png: the true mask is 7 x 5, its painting 43 x 56" in wrong.stderr
+    write_mask(path, np.full((43, 56), 255, np.uint8), Encoding.RAW)
+    empty = run(flow, "evaluate", "--truth", str(truth))
+    assert empty.exit_code == 1
+    assert "no pixel of its masks is labelled" in empty.stderr
+
+
+def test_masks_of_paintings_that_are_gone_do_not_count(flow: Workspace, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "other")
+    shutil.copytree(flow.root, workspace.root)
+    write_index(workspace, [one for key, one in read_index(workspace).items() if key != "set/p4"])
+    assert current_labels(workspace)[0] == ["set/p3"]
+    assert run_json(workspace, "evaluate", "--truth", str(workspace.root / "truth"))["paintings"] == 1
+
+
 def test_settings_of_another_version(flow: Workspace, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "other")
     shutil.copytree(flow.root, workspace.root)
@@ -114,6 +165,10 @@ def test_errors_are_one_line(flow: Workspace, tmp_path: Path) -> None:
         assert done.stderr.startswith("error: ")
         assert done.stdout == ""
     assert run(flow, "pseudo-label", "--scales", "none").exit_code == 2
+    assert run(flow, "train", "--seed", "-1").exit_code == 2
+    few = run(flow, "train", "--steps", "3", "--rounds", "3")
+    assert few.exit_code == 2
+    assert "use --steps 4" in few.stderr
     (tmp_path / "truth").mkdir()
     assert "belongs to a pseudo mask" in run(flow, "evaluate", "--truth", str(tmp_path / "truth")).stderr
 

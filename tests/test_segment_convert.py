@@ -134,6 +134,14 @@ def test_the_layout_of_taming_transformers(workspace: Workspace) -> None:
     assert {path: path.stat().st_ino for path in root.rglob("*.jpg")} == before
 
 
+def test_a_linked_painting_keeps_its_permissions(workspace: Workspace) -> None:
+    painting = workspace.root / "paintings" / "set" / "p0.png"
+    painting.chmod(0o400)
+    convert(workspace, ConvertConfig(layout="taming"))
+    assert (workspace.root / "taming" / "images" / "set" / "p0.png").samefile(painting)
+    assert painting.stat().st_mode & 0o777 == 0o400
+
+
 @pytest.mark.parametrize("left", [0, 9, 200, -4])
 def test_a_damaged_shifted_mask_is_written_again(workspace: Workspace, left: int) -> None:
     convert(workspace, DEFAULT)
@@ -196,6 +204,9 @@ def test_one_bad_mask_is_reported_and_the_rest_goes_on(workspace: Workspace) -> 
     assert "p1.png: not a readable PNG" in result.problems[1]
     assert "p2.png: is coco-stuff-shifted, but coco-stuff-raw is needed" in result.problems[2]
     assert workspace.keys_with_mask("shifted") == ["set/p3"]  # no stale mask of the old sources
+    workspace.mask("hand", "set/p1").unlink()
+    workspace.mask("hand", "set/p1").mkdir()
+    assert "p1.png: cannot be read (Is a directory)" in convert(workspace, DEFAULT).problems[1]
 
 
 def test_no_masks(tmp_path: Path) -> None:

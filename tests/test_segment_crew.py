@@ -1,4 +1,4 @@
-"""Several processes under torchrun: every painting labelled once, the same masks, and a clear end when one dies."""
+"""Several processes: every painting labelled once, the same masks, one model, and a clear end when one dies."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from annotate.workspace import Workspace
 from segment.config import LabelConfig
 from segment.crew import Crew
 from segment.label import pseudo_label
+from segment.model import saved_config
+from segment.train import STATE
 
 PAINTINGS, HAND = 12, 2
 
@@ -92,3 +94,22 @@ def test_a_killed_process_ends_the_run_and_the_next_goes_on(tmp_path: Path) -> N
     assert 0 < len(before) < 78
     again = pseudo_label(workspace, LabelConfig(), "cpu")
     assert (again.labelled, again.there) == (78 - len(before), len(before))
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_the_first_speaks(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    words = (
+        "--init none --steps 4 --batch 2 --crop 32 --smallest-side 0 --save-every 2 --rounds 1 --devices 2"
+    )
+    command = [sys.executable, "-m", "cli", "segment", "train", "-w", str(workspace.root), "--json"]
+    command += ["--device", "cpu", *words.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)  # one object
+    assert done.stderr.count("Loading the hand masks") == 1
+    saved = saved_config(workspace)
+    assert saved is not None
+    assert saved["figures"]["loss"] == printed["loss"]  # the model is that of the process that speaks
+    assert not (workspace.model("deeplab") / STATE).exists()

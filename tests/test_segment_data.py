@@ -14,6 +14,7 @@ from torch import Tensor
 from annotate.classes import UNLABELLED, ClassTable
 from annotate.errors import UserError
 from annotate.masks import Encoding, read_mask, write_mask
+from annotate.paintings import MAX_PIXELS
 from annotate.workspace import Workspace
 from segment.config import TrainConfig
 from segment.crops import Crops, Stretches
@@ -192,3 +193,16 @@ def test_scaled_size() -> None:
     assert scaled_size((300, 500), 150) == (150, 250)
     assert scaled_size((500, 300), 600) == (1000, 600)
     assert scaled_size((7, 5), 0) == (7, 5)
+    assert scaled_size((7, 5), 1) == (2, 2)  # not 1 x 1, which torchvision cannot make
+    height, width = scaled_size((3, 30_000), 512)
+    assert height * width <= MAX_PIXELS + width
+
+
+@pytest.mark.parametrize(("size", "scale"), [((1, 1), 0.1), ((2, 2), 0.5), ((1, 40), 0.1), ((50, 70), 1e6)])
+def test_crops_of_any_painting_at_any_scale(size: tuple[int, int], scale: float) -> None:
+    labels = torch.zeros(size, dtype=torch.uint8)
+    sample = Sample("tiny", labels.expand(3, *size).contiguous(), labels, "digest")
+    crops = Crops([sample], TrainConfig(crop=32, scale_low=scale, scale_high=scale))
+    for n in range(8):
+        assert crops[n]["pixels"].shape == (3, 32, 32)
+        assert (crops[n]["labels"] == 0).any()

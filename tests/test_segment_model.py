@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import resource
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +53,15 @@ def test_init_from_a_file(net: nn.Module, tmp_path: Path, suffix: str) -> None:
     initialise(fresh, "mobilenet_v3_large", str(path))
     names = [name for name in net.state_dict() if "classifier.4." not in name]
     assert same(fresh.state_dict(), net.state_dict(), names)
+
+
+def test_init_from_what_trainings_save(net: nn.Module, tmp_path: Path) -> None:
+    """torchvision's reference keeps its options beside the weights, DistributedDataParallel its prefix."""
+    path, state = tmp_path / "model_29.pth", net.state_dict()
+    options = argparse.Namespace(lr=0.02)
+    torch.save({"model": {f"module.{name}": value for name, value in state.items()}, "args": options}, path)
+    found = model.read_weights(path)
+    assert same(found, state, list(state))
 
 
 def test_init_from_a_classifier(net: nn.Module, tmp_path: Path) -> None:
@@ -144,6 +155,39 @@ def test_damaged_model(net: nn.Module, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
         load(workspace, CPU)
+
+
+def test_a_full_disk_keeps_the_older_model(net: nn.Module, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    save(workspace, net, ABOUT)
+    before = model.weights_digest(workspace)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"model\.safetensors: the disk is full"):
+            save(workspace, net, ABOUT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert model.weights_digest(workspace) == before
+    assert not list(workspace.root.rglob("*.part"))
+
+
+def test_a_model_that_may_not_be_read_is_not_called_damaged(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    workspace = Workspace(tmp_path)
+    save(workspace, net, ABOUT)
+    monkeypatch.setattr(model, "safe_open", refused)
+    monkeypatch.setattr(model, "load_file", refused)
+    for read in (
+        lambda: model.saved_config(workspace),
+        lambda: model.read_weights(workspace.model("deeplab") / model.WEIGHTS),
+    ):
+        with pytest.raises(UserError, match=r"cannot be read.*; mend its permissions"):
+            read()
 
 
 def test_a_checkpoint_for_other_classes(net: nn.Module, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,13 @@ def test_tiles_join_without_a_seam(size: tuple[int, int], monkeypatch: pytest.Mo
     tiled = predict._tiled(by_colour(), to_tensor(painting), LabelConfig(tile=128))
     assert all(max(one) <= 128 for one in asked)
     torch.testing.assert_close(tiled, whole)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (1, 30)])
+def test_tiny_paintings_at_any_scale(size: tuple[int, int]) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    labels, confidence = predict_map(by_colour(), image, LabelConfig(scales="0.1,4"))
+    assert labels.shape == confidence.shape == size
 
 
 def test_flip_makes_it_symmetric() -> None:
@@ -197,7 +205,42 @@ def test_one_bad_painting_is_reported_and_the_rest_goes_on(tmp_path: Path) -> No
     result = pseudo_label(workspace, LabelConfig(), "cpu")
     assert result.labelled == 0
     assert "p3.png: empty file" in result.problems[0]
-    assert "p4.png: has another size than when it was pushed" in result.problems[1]
+    assert "p4.png: was changed since it was pushed" in result.problems[1]
+
+
+def test_a_painting_that_was_changed_without_a_push_is_reported(tmp_path: Path) -> None:
+    workspace = toy_workspace(tmp_path)
+    untrained(workspace)
+    pseudo_label(workspace, LabelConfig(), "cpu")
+    path = tmp_path / "paintings" / "set" / "p3.png"
+    newer = workspace.mask("pseudo", "set/p3").stat().st_mtime + 10
+    os.utime(path, (newer, newer))
+    assert pseudo_label(workspace, LabelConfig(), "cpu").there == 2  # touched only
+    Image.fromarray(toy(9, (43, 56))[0]).save(path)
+    os.utime(path, (newer, newer))
+    for _ in range(2):
+        result = pseudo_label(workspace, LabelConfig(), "cpu")
+        assert result.there == 1
+        assert "p3.png: was changed since it was pushed; push the folder again" in result.problems[0]
+    index(workspace)
+    assert pseudo_label(workspace, LabelConfig(), "cpu").labelled == 1
+
+
+def test_a_painting_that_needs_too_much_memory_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = toy_workspace(tmp_path)
+    untrained(workspace)
+
+    def greedy(segmenter: Segmenter, image: np.ndarray, config: LabelConfig) -> Any:  # type: ignore[type-arg]
+        if len(image) == 43:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return predict_map(segmenter, image, config)
+
+    monkeypatch.setattr("segment.label.predict_map", greedy)
+    result = pseudo_label(workspace, LabelConfig(), "cpu")
+    assert result.labelled == 1
+    assert result.problems == ("out of memory on cpu: lower --tile (now 1024) for paintings/set/p3.png",)
 
 
 def test_no_model(tmp_path: Path) -> None:

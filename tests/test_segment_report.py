@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from segment_toys import toy_workspace
 from test_segment_predict import untrained
 
+from annotate.classes import ClassTable
 from annotate.errors import UserError
+from annotate.paintings import read_index
 from annotate.workspace import Workspace
 from segment.config import EvaluateConfig, LabelConfig
 from segment.evaluate import evaluate
@@ -44,6 +47,27 @@ def test_it_holds_everything(workspace: Workspace) -> None:
     assert places == sorted(places)
     assert text.count("overlay</figcaption>") == 7
     assert len(text) < 2_000_000
+
+
+def test_a_painting_that_cannot_be_read_is_left_out(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Workspace(tmp_path / "other")
+    shutil.copytree(workspace.root, other.root)
+    worst = (other.report("segment-evaluate") or {})["ranking"][0]
+    read_index(other)[worst].file(other).unlink()
+    text = write_report(other).read_text()
+    assert text.count("overlay</figcaption>") == 6
+    assert f"left out: {read_index(other)[worst].file(other)}: cannot be read" in capsys.readouterr().err
+
+
+def test_figures_keep_the_names_of_their_classes(workspace: Workspace, tmp_path: Path) -> None:
+    other = Workspace(tmp_path / "other")
+    shutil.copytree(workspace.root, other.root)
+    first, second, *rest = other.settings().classes.classes
+    other.save_settings(classes=ClassTable((second, first, *rest)))
+    text = write_report(other).read_text()
+    assert text.index(f"<th>{first.name}</th>") < text.index(f"<th>{second.name}</th>")
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:

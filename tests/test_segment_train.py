@@ -100,6 +100,30 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: p
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_finished_model_stays_beside_an_unfinished_training_of_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = toy_workspace(tmp_path)
+    train(workspace, SHORT, "cpu")
+    step = Learner.training_step
+
+    def dies(self: Learner, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
+        if self.global_step == 2:
+            raise MemoryError("killed")
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Learner, "training_step", dies)
+    with pytest.raises(MemoryError):
+        train(workspace, replace(SHORT, lr=5e-4), "cpu")
+    kept = (workspace.model("deeplab") / STATE).read_bytes()
+    assert not train(workspace, SHORT, "cpu").trained
+    assert (workspace.model("deeplab") / STATE).read_bytes() == kept
+    with pytest.raises(MemoryError):
+        train(workspace, SHORT, "cpu", again=True)
+    monkeypatch.setattr(Learner, "training_step", step)
+    assert train(workspace, SHORT, "cpu").trained  # what --again began
+
+
 class Malicious:
     def __init__(self, trap: Path) -> None:
         self.trap = trap
@@ -150,6 +174,15 @@ def test_memory_that_does_not_suffice(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Learner, "training_step", full)
     with pytest.raises(UserError, match=r"lower --batch \(now 2\) or --crop \(now 32\)"):
+        train(toy_workspace(tmp_path), SHORT, "cpu")
+
+
+def test_logs_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied", "models/deeplab/logs/version_0")
+
+    monkeypatch.setattr("lightning.Trainer.fit", refused)
+    with pytest.raises(UserError, match=r"logs/version_0: Permission denied; .*mend the permissions"):
         train(toy_workspace(tmp_path), SHORT, "cpu")
 
 

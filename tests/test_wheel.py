@@ -24,7 +24,7 @@ def test_the_wheel_answers_in_a_clean_environment(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a copy: building leaves folders behind
     source.mkdir()
     tracked = subprocess.run(
-        ["git", "ls-files", "--", "*.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
+        ["git", "ls-files", "--", "*.py", "*.c", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
         cwd=ROOT,
         capture_output=True,
         text=True,
