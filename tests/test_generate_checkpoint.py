@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from annotate.errors import UserError
-from generate import checkpoint
 from generate.checkpoint import load_gpt, load_vqgan, save_model
 from generate.config import GPTConfig, VQGANConfig
 from generate.gpt import GPT
@@ -124,7 +123,7 @@ def test_a_full_disk_leaves_the_old_model(
     def fail(*args: object, **kwargs: object) -> None:
         raise full
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr("segment.tensors.save_file", fail)
     with pytest.raises(UserError, match="disk is full"):
         save_model(tmp_path, GPT(SIZES), {})
     loaded, _ = load_gpt(tmp_path, "")
