@@ -20,6 +20,7 @@ from segment.device import has_fast_bfloat16
 
 # Of keys and values; with the seed document's transformer in float32 a window has 100 MB.
 KEPT_BYTES = 3 << 30
+COMPILED_FROM = 100_000_000  # weights; with the demo's 3 million, to compile takes longer than it saves
 CLEARED = 32  # tokens of the cache that are set to zero ahead of those that a pass reaches
 
 
@@ -44,7 +45,8 @@ class Decoder:
         self.head = projection(model.head.weight, None, precision)
         self.rooms = Rooms(self) if device.type == "cuda" else None
         self.few: FewQueries | None = None
-        if precision == "int8" and not has_fast_bfloat16(device):
+        large = sum(one.numel() for one in model.parameters()) >= COMPILED_FROM
+        if precision == "int8" and large and not has_fast_bfloat16(device):
             self.few = few_queries(self.config.width // self.config.heads, self.config.block_size)
 
     def session(self, batch: int, holes: Sequence[int] = ()) -> Session:

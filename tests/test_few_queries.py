@@ -91,11 +91,12 @@ def test_company_changes_no_bit(compiled: FewQueries) -> None:
             assert torch.equal(y, both[b, :alone]), (b, alone)
 
 
-@pytest.mark.parametrize("way", ["compiled", "no compiler", "does not compile", "width"])
+@pytest.mark.parametrize("way", ["compiled", "no compiler", "does not compile", "width", "small"])
 def test_int8_goes_on_without(
     way: str, fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("generate.decoding.has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("generate.decoding.COMPILED_FROM", 0 if way != "small" else 10**6)
     if way == "compiled" and shutil.which("cc") is None:
         pytest.skip("no C compiler here")
     if way == "no compiler":
