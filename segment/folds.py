@@ -42,9 +42,8 @@ def cross_validate(workspace: Workspace, folds: int, device: torch.device) -> tu
         UserError: fewer masks than folds, a model whose settings this version does not know, or as
             `segment.train.train`.
     """
-    config = replace(
-        _train_config(workspace), devices=1, nodes=1
-    )  # whatever machines the model was trained on
+    # whatever machines the model was trained on
+    config = replace(_train_config(workspace), devices=1, nodes=1)
     classes = workspace.settings().classes
     samples = load_samples(workspace, classes, config.smallest_side)
     if len(samples) < folds:

@@ -117,9 +117,8 @@ def train(
     rest = unlabelled(workspace, samples, folder / FOLDER, mark, config)
     fitted = fit(learn, check, classes, config, where, folder, mark, rest=rest)
     if not is_first():
-        raise SystemExit(
-            0
-        )  # the first process saves its model; the statistics of BatchNorm are each one's own
+        # the first process saves its model; the statistics of BatchNorm are each one's own
+        raise SystemExit(0)
     figures = {"loss": fitted.loss, "miou": fitted.miou, "masks": len(samples), "held_out": len(check)}
     about = {
         "architecture": config.architecture,
