@@ -10,7 +10,7 @@ from golden_models import GRIDS, mask_codes, painting_codes, transformer, vector
 
 from generate.attention import attend_in_parts
 from generate.config import SEED_MASK_CODES, SEED_PAINTING_CODES, SEED_TRANSFORMER, GPTConfig, VQGANConfig
-from generate.gpt import GPT
+from generate.gpt import GPT, in_one_product
 from generate.norm import Norm
 from generate.quantize import Codebook
 from generate.vqgan import VQGAN, Upsample, one_hot_conv
@@ -109,6 +109,19 @@ def test_attention_in_parts_is_attention(length: int) -> None:
         for one in (attend_in_parts(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True))
     )
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_one_product_is_what_three_layers_make() -> None:
+    """With their gradients: training on a GPU takes it."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 8) for _ in range(3)]
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    wanted_from = [x, *(weight for layer in layers for weight in layer.parameters())]
+    found, wanted = (
+        (one, torch.autograd.grad(sum(part.pow(n + 2).sum() for n, part in enumerate(one)), wanted_from))
+        for one in (tuple(in_one_product(x, layers)), tuple(layer(x) for layer in layers))
+    )
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_logits_in_training_are_those_of_sampling() -> None:
