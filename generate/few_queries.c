@@ -1,6 +1,6 @@
 /* Attention of a few queries to the bfloat16 keys and values that are kept; see few_queries.py.
 
-   Compiled with WIDTH, numbers in a head, a multiple of LANES, and TOKENS, the longest sequence. */
+   Compiled with WIDTH, numbers in a head, a multiple of 2 * LANES, and TOKENS, the longest sequence. */
 
 #include <math.h>
 #include <stdint.h>
@@ -9,19 +9,33 @@
 #define LANES 8
 #define VECTORS (WIDTH / LANES)
 #define TOGETHER 4 /* queries that meet a key or value while it is at hand */
-#define REGISTERS 8 /* sums that are held while values pass by */
+#define LINE 32    /* numbers in a line of the cache */
+#define SUMS 8     /* of products, that are added up together */
+#define ROOM (TOKENS / LANES * LANES + 2 * LANES) /* of scores: what is computed beside them is written over */
 #define UNSEEN -1e30f
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+typedef int32_t words __attribute__((vector_size(4 * LANES)));
 
 #define ALWAYS static inline __attribute__((always_inline))
+#if defined(__clang__) || __GNUC__ > 11
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (words){__VA_ARGS__})
+#endif
+#define PAIRS(a, b) (PICK(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + PICK(a, b, 1, 9, 3, 11, 5, 13, 7, 15))
+#define FOURS(a, b) (PICK(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + PICK(a, b, 2, 3, 10, 11, 6, 7, 14, 15))
+#define EIGHTS(a, b) (PICK(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + PICK(a, b, 4, 5, 6, 7, 12, 13, 14, 15))
 
-ALWAYS lanes widened(const uint16_t *from) {
-    halves found;
+/* 2 * LANES numbers, those at even places and those at odd ones: two halves of a word each */
+struct both {
+    lanes even, odd;
+};
+
+ALWAYS struct both widened(const uint16_t *from) {
+    words found;
     memcpy(&found, from, sizeof found);
-    return (lanes)(__builtin_convertvector(found, words) << 16);
+    return (struct both){(lanes)(found << 16), (lanes)(found & (int32_t)0xffff0000)};
 }
 
 /* to the nearest, ties to the even one */
@@ -31,40 +45,31 @@ ALWAYS uint16_t rounded(float value) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-ALWAYS float sum(lanes all) {
-    float total = 0;
-    for (int lane = 0; lane < LANES; lane++) total += all[lane];
-    return total;
+/* the sums of eight, each over its lanes */
+ALWAYS lanes sums(const lanes *all) {
+    const lanes low = FOURS(PAIRS(all[0], all[1]), PAIRS(all[2], all[3]));
+    const lanes high = FOURS(PAIRS(all[4], all[5]), PAIRS(all[6], all[7]));
+    return EIGHTS(low, high);
 }
 
-/* scores[i][first + j] = q[i] . keys[j], for `count` queries (a constant) and n keys */
-ALWAYS void score(float (*scores)[TOKENS], int64_t first, lanes (*q)[VECTORS], const uint16_t *keys, int64_t n,
-                  const int count) {
-    for (int64_t j = 0; j < n; j++) {
-        lanes all[TOGETHER] = {0};
-        for (int c = 0; c < VECTORS; c++) {
-            const lanes key = widened(keys + j * WIDTH + c * LANES);
-            for (int i = 0; i < count; i++) all[i] += q[i][c] * key;
-        }
-        for (int i = 0; i < count; i++) scores[i][first + j] = sum(all[i]);
-    }
+ALWAYS lanes larger(lanes a, lanes b) {
+    const words pick = a > b;
+    return (lanes)(((words)a & pick) | ((words)b & ~pick));
 }
 
-/* y[i] += the sum of weights[i][first + j] * values[j] */
-ALWAYS void gather(lanes (*y)[VECTORS], float (*weights)[TOKENS], int64_t first, const uint16_t *values, int64_t n,
-                   const int count) {
-    const int most = REGISTERS / count;
-    for (int from = 0; from < VECTORS; from += most) {
-        lanes all[TOGETHER][REGISTERS] = {0};
-        const int some = VECTORS - from < most ? VECTORS - from : most;
-        for (int64_t j = 0; j < n; j++)
-            for (int c = 0; c < some; c++) {
-                const lanes value = widened(values + j * WIDTH + (from + c) * LANES);
-                for (int i = 0; i < count; i++) all[i][c] += weights[i][first + j] * value;
-            }
-        for (int i = 0; i < count; i++)
-            for (int c = 0; c < some; c++) y[i][from + c] += all[i][c];
-    }
+/* e to the power of numbers up to 0; 0 for those below -87. Cephes' expf: a power of 2, and a polynomial for the rest. */
+ALWAYS lanes exponential(lanes x) {
+    const lanes magic = {12582912, 12582912, 12582912, 12582912, 12582912, 12582912, 12582912, 12582912}; /* 1.5 * 2^23 */
+    const words counts = x > -87;
+    const lanes shifted = x * 1.44269504f + magic, whole = shifted - magic;
+    const lanes r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    lanes y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1;
+    return (lanes)(((words)y + ((words)shifted << 23)) & counts); /* the magic number's own bits fall off */
 }
 
 struct kept {
@@ -72,31 +77,99 @@ struct kept {
     int64_t n;
 };
 
+/* Have a value on its way to the cache. */
+ALWAYS void fetch(const uint16_t *from) {
+    for (int c = 0; c < WIDTH; c += LINE) __builtin_prefetch(from + c);
+}
+
+/* scores[i][first + j] = q[i] . keys[j], for `count` queries (a constant) and n keys */
+ALWAYS void score(float (*scores)[ROOM], int64_t first, struct both (*q)[VECTORS / 2], struct kept kept, const int count) {
+    const uint16_t *keys = kept.keys;
+    const int64_t n = kept.n;
+    const int some = SUMS / count;
+    for (int64_t j = 0; j < n; j += some) {
+        lanes all[SUMS] = {0};
+        for (int k = 0; k < some; k++) {
+            const int64_t at = j + k < n ? j + k : n - 1;
+            fetch(kept.values + at * WIDTH);
+            for (int c = 0; c < VECTORS / 2; c++) {
+                const struct both key = widened(keys + at * WIDTH + 2 * c * LANES);
+                for (int i = 0; i < count; i++) {
+                    all[i * some + k] += q[i][c].even * key.even;
+                    all[i * some + k] += q[i][c].odd * key.odd;
+                }
+            }
+        }
+        const lanes found = sums(all);
+        for (int i = 0; i < count; i++)
+            for (int k = 0; k < some; k++) scores[i][first + j + k] = found[i * some + k];
+    }
+}
+
+/* y[i] += the sum of weights[i][first + j] * values[j] */
+ALWAYS void gather(struct both (*y)[VECTORS / 2], float (*weights)[ROOM], int64_t first, const uint16_t *values, int64_t n,
+                   const int count) {
+    const int some = count > 2 ? 1 : 4 / count; /* at once, so that registers hold all sums */
+    for (int from = 0; from < VECTORS / 2; from += some) {
+        struct both all[TOGETHER][4] = {0};
+        for (int64_t j = 0; j < n; j++)
+            for (int c = 0; c < some && from + c < VECTORS / 2; c++) {
+                const struct both value = widened(values + j * WIDTH + 2 * (from + c) * LANES);
+                for (int i = 0; i < count; i++) {
+                    all[i][c].even += weights[i][first + j] * value.even;
+                    all[i][c].odd += weights[i][first + j] * value.odd;
+                }
+            }
+        for (int i = 0; i < count; i++)
+            for (int c = 0; c < some && from + c < VECTORS / 2; c++) {
+                y[i][from + c].even += all[i][c].even;
+                y[i][from + c].odd += all[i][c].odd;
+            }
+    }
+}
+
+/* Softmax of the first `seen` of n scores; behind them is room for a vector. */
+ALWAYS void weigh(float *scores, int64_t seen, int64_t n) {
+    lanes *all = (lanes *)scores, top = {UNSEEN, UNSEEN, UNSEEN, UNSEEN, UNSEEN, UNSEEN, UNSEEN, UNSEEN}, total = {0};
+    const int64_t vectors = (seen + LANES - 1) / LANES;
+    for (int64_t j = seen; j < vectors * LANES; j++) scores[j] = UNSEEN;
+    for (int64_t v = 0; v < vectors; v++) top = larger(all[v], top);
+    float most = top[0], sum = 0;
+    for (int lane = 1; lane < LANES; lane++) most = top[lane] > most ? top[lane] : most;
+    for (int64_t v = 0; v < vectors; v++) total += all[v] = exponential(all[v] - most);
+    for (int lane = 0; lane < LANES; lane++) sum += total[lane];
+    for (int64_t v = 0; v < vectors; v++) all[v] /= sum;
+    for (int64_t j = seen; j < n; j++) scores[j] = 0;
+}
+
 /* The last `count` of what is kept ask. Rows of q and y are `row` and `wide` numbers apart. */
 ALWAYS void ask(float *y, int64_t wide, const float *q, int64_t row, struct kept before, struct kept own,
                 const uint8_t *holes, const int count) {
-    float scores[TOGETHER][TOKENS];
-    lanes query[TOGETHER][VECTORS], found[TOGETHER][VECTORS] = {0};
+    float scores[TOGETHER][ROOM] __attribute__((aligned(4 * LANES)));
+    struct both query[TOGETHER][VECTORS / 2], found[TOGETHER][VECTORS / 2] = {0};
     const float scale = 1 / sqrtf(WIDTH);
+    for (int i = 0; i < count; i++)
+        for (int c = 0; c < VECTORS / 2; c++)
+            for (int lane = 0; lane < LANES; lane++) {
+                query[i][c].even[lane] = scale * q[i * row + 2 * (c * LANES + lane)];
+                query[i][c].odd[lane] = scale * q[i * row + 2 * (c * LANES + lane) + 1];
+            }
+    score(scores, 0, query, before, count);
+    score(scores, before.n, query, own, count);
     for (int i = 0; i < count; i++) {
-        memcpy(query[i], q + i * row, sizeof query[i]);
-        for (int c = 0; c < VECTORS; c++) query[i][c] *= scale;
-    }
-    score(scores, 0, query, before.keys, before.n, count);
-    score(scores, before.n, query, own.keys, own.n, count);
-    for (int i = 0; i < count; i++) {
-        const int64_t place = own.n - count + i, seen = before.n + place + 1;
-        float *mine = scores[i], top = UNSEEN, total = 0;
+        const int64_t place = own.n - count + i;
         for (int64_t j = 0; holes && j < place; j++)
-            if (holes[j]) mine[before.n + j] = UNSEEN;
-        for (int64_t j = 0; j < seen; j++) top = mine[j] > top ? mine[j] : top;
-        for (int64_t j = 0; j < seen; j++) total += mine[j] = expf(mine[j] - top);
-        for (int64_t j = 0; j < seen; j++) mine[j] /= total;
-        for (int64_t j = seen; j < before.n + own.n; j++) mine[j] = 0;
+            if (holes[j]) scores[i][before.n + j] = UNSEEN;
+        weigh(scores[i], before.n + place + 1, before.n + own.n);
     }
     gather(found, scores, 0, before.values, before.n, count);
     gather(found, scores, before.n, own.values, own.n, count);
-    for (int i = 0; i < count; i++) memcpy(y + i * wide, found[i], sizeof found[i]);
+    for (int i = 0; i < count; i++)
+        for (int c = 0; c < VECTORS / 2; c++)
+            for (int lane = 0; lane < LANES; lane++) {
+                y[i * wide + 2 * (c * LANES + lane)] = found[i][c].even[lane];
+                y[i * wide + 2 * (c * LANES + lane) + 1] = found[i][c].odd[lane];
+            }
 }
 
 /* y (batch * count, heads * WIDTH) from qkv (batch * count, 3 * heads * WIDTH).

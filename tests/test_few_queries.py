@@ -15,7 +15,7 @@ from generate.decoding import Decoder
 from generate.few_queries import FewQueries, few_queries
 from generate.gpt import GPT
 
-HEADS, WIDTH, SHARED, OWN = 3, 24, 10, 20
+HEADS, WIDTH, SHARED, OWN = 3, 48, 10, 20
 COMPILER = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
 
@@ -53,6 +53,16 @@ def expected(
             weights = ((keys @ queries[b, i][..., None])[..., 0] / WIDTH**0.5).softmax(1)
             y[b, i] = (weights[:, None] @ values)[:, 0]
     return y.view(batch * count, -1)
+
+
+@COMPILER
+def test_scores_may_lie_far_apart(compiled: FewQueries) -> None:
+    """So that the exponential of most is nothing."""
+    torch.manual_seed(0)
+    cache = 4 * torch.randn(2, 4, HEADS, OWN, WIDTH).bfloat16()
+    qkv, starts = 20 * torch.randn(8, 3 * HEADS * WIDTH), [0, 17, 5, 9]
+    y = compiled(qkv, cache, None, starts, None)
+    torch.testing.assert_close(y, expected(qkv, cache, None, starts, None), atol=1e-4, rtol=1e-4)
 
 
 @COMPILER
