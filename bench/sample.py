@@ -162,7 +162,7 @@ class _Listed(Decoder):
 
     def __init__(self, decoder: Decoder) -> None:
         self.config, self.kept, self.device, self.rooms = decoder.config, decoder.kept, decoder.device, None
-        self.rows_worth = decoder.rows_worth
+        self.costs = decoder.costs
         self.calls: list[Call] = []
 
     def run(self, passes: Sequence[Pass]) -> list[Tensor]:

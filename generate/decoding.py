@@ -14,7 +14,7 @@ from torch import Tensor
 from generate.attention import attend, attend_after, hide, split_heads
 from generate.few_queries import MOST, FewQueries, few_queries
 from generate.gpt import GPT, Block
-from generate.projection import Precision, activations, kept, projection, rows_worth
+from generate.projection import Precision, activations, kept, pass_costs, projection
 from generate.replay import Rooms
 from segment.device import has_fast_bfloat16
 
@@ -37,7 +37,6 @@ class Decoder:
         self.config = model.config
         self.kept = kept(precision)
         self.device = device = model.head.weight.device
-        self.rows_worth = rows_worth(precision, device)
         self.tokens = model.tok_emb.weight.detach().to(dtype)
         self.positions = model.pos_emb.detach()[0].to(dtype)  # (block, C)
         self.blocks = [_FusedBlock(cast(Block, block), precision) for block in model.blocks]
@@ -48,6 +47,7 @@ class Decoder:
         large = sum(one.numel() for one in model.parameters()) >= COMPILED_FROM
         if precision == "int8" and large and not has_fast_bfloat16(device):
             self.few = few_queries(self.config.width // self.config.heads, self.config.block_size)
+        self.costs = pass_costs(precision, device, self.few is not None)
 
     def session(self, batch: int, holes: Sequence[int] = ()) -> Session:
         """Begin `batch` sequences, of which no token sees those at `holes`, whatever they are."""

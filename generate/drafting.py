@@ -12,6 +12,7 @@ iteration's result exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,23 +22,29 @@ from generate.config import SEED_TRANSFORMER
 Tokens = NDArray[np.int64]
 
 MOST = 15  # guesses in a sequence: a pass of 16 rows takes 1.25 (bfloat16) to 1.8 (float32) times one of a single row
-# What a pass takes beside its rows: some forty small operations a layer, in the time that the weights take, and reading what is
-# kept of a sequence, in rows. Measured with the seed document's transformer; see docs/bench-sample.md.
-FIXED, KEPT = 0.6, 1.0
 # What was learnt fades with each pass, and the share that is expected at first weighs as much as so many guesses.
 FADING, DOUBT, AT_FIRST = 0.95, 4.0, 0.6
+
+
+class Costs(NamedTuple):
+    """What a pass takes, measured with the seed document's transformer; see docs/bench-sample.md."""
+
+    rows: int  # up to here the weights are what takes the time, beyond it rows are
+    fixed: float = 0.6  # some forty small operations a layer, in the time that the weights take
+    kept: float = 1.0  # reading what is kept of a sequence, in rows
 
 
 class Luck:
     """How often guesses come true, and so how many of them are worth making.
 
     Args:
-        worth: how many rows a pass takes in the time that its weights take (`generate.projection.rows_worth`).
+        costs: of a pass.
         width: of the transformer; its small operations take as long for few weights as for many.
     """
 
-    def __init__(self, worth: int, width: int = SEED_TRANSFORMER.width) -> None:
-        self._worth, self._fixed = worth, FIXED * (SEED_TRANSFORMER.width / width) ** 2
+    def __init__(self, costs: Costs, width: int = SEED_TRANSFORMER.width) -> None:
+        self._costs = costs
+        self._fixed = costs.fixed * (SEED_TRANSFORMER.width / width) ** 2
         self.tried = self.true = 0.0
 
     def learn(self, tried: int, true: int) -> None:
@@ -51,8 +58,10 @@ class Luck:
         paces, settled = list[float](), 0.0
         for count in range(MOST + 1):
             settled += share**count  # in each sequence
-            rows, kept = sequences * (1 + count), KEPT * sequences
-            paces.append(settled / (self._fixed + kept / self._worth + max(1.0, rows / self._worth)))
+            rows, kept = sequences * (1 + count), self._costs.kept * sequences
+            paces.append(
+                settled / (self._fixed + kept / self._costs.rows + max(1.0, rows / self._costs.rows))
+            )
         return paces.index(max(paces))
 
 

@@ -185,7 +185,7 @@ class _Canvas:
         most = max(1, SEQUENCES // self.each)
         self.schedule = Schedule(waves, self.painted.numpy(), self.side, most)
         self.kept = KeptSessions()
-        self.luck = Luck(decoder.rows_worth, decoder.config.width)
+        self.luck = Luck(decoder.costs, decoder.config.width)
         self.rows = 0  # sequences under way
         self.news = 0  # tokens that the last pass has painted
 

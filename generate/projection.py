@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from annotate.errors import UserError
+from generate.drafting import Costs
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Projection = Callable[[Tensor], Tensor]  # (..., in) -> (..., out)
@@ -30,15 +31,21 @@ def kept(precision: Precision) -> torch.dtype:
     return torch.float32 if precision == "float32" else torch.bfloat16
 
 
-def rows_worth(precision: Precision, device: torch.device) -> int:
-    """How many rows a pass had best have: up to here weights are what takes the time, beyond it rows are.
+def pass_costs(precision: Precision, device: torch.device, compiled: bool) -> Costs:
+    """Of a pass through layers of this precision.
 
     Measured: where int8 has no instructions of its own (see Int8Projection), 8 rows take 1.2 times as long as one, and 16
-    twice; everywhere else on a CPU, 16 take 1.25 to 1.8 times as long, and 64 up to 3.5 times.
+    twice; with attention compiled, one sequence's pass of 4 rows takes 1.1 times as long as one of a single row, 8 rows 1.6
+    and 16 rows 2.5. Everywhere else on a CPU, 16 take 1.25 to 1.8 times as long, and 64 up to 3.5 times.
+
+    Args:
+        compiled: attention is (`generate.few_queries`).
     """
     if device.type == "cuda":
-        return 256
-    return 8 if precision == "int8" and largest_int8_weight() < 127 else 64
+        return Costs(256)
+    if precision == "int8" and largest_int8_weight() < 127:
+        return Costs(5, fixed=0.2, kept=0.54) if compiled else Costs(8)
+    return Costs(64)
 
 
 def projection(weight: Tensor, bias: Tensor | None, precision: Precision) -> Projection:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from generate.decoding import Decoder
-from generate.drafting import MOST, Drafts, Luck, Tokens
+from generate.drafting import MOST, Costs, Drafts, Luck, Tokens
 from generate.painting import Chance, Given, Guidance, paint_tokens
 
 CELLS = 12
@@ -64,7 +64,7 @@ def test_whatever_is_guessed_the_tokens_are_those_of_one_at_a_time(data: st.Data
 
 
 def lucky(share: float, worth: int) -> Luck:
-    luck = Luck(worth)
+    luck = Luck(Costs(worth))
     luck.learn(1000, round(1000 * share))
     return luck
 
@@ -87,11 +87,11 @@ def test_bad_luck_is_forgotten() -> None:
     assert luck.guesses(8) == 0
     for _ in range(300):
         luck.learn(0, 0)
-    assert luck.guesses(8) == Luck(8).guesses(8) > 0
+    assert luck.guesses(8) == Luck(Costs(8)).guesses(8) > 0
 
 
 def test_luck_is_learnt_from_guesses_behind_right_ones_alone() -> None:
-    luck = Luck(8)
+    luck = Luck(Costs(8))
     drafts = Drafts(range(1, 6), np.zeros((1, 6), int), luck=luck)
     drafts.settle([0], np.array([[1]]))
     starts, count = drafts.next_pass(3)
