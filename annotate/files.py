@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -66,6 +67,12 @@ def write_whole(path: Path, content: bytes | str, mode: int = 0o644) -> None:
     """Write `content` to `path`, whole or not at all; text is UTF-8."""
     with whole_file(path, mode) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes, which are read a piece at a time."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

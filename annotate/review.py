@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from annotate.access import connect
 from annotate.config import ReviewConfig
 from annotate.errors import UserError
+from annotate.files import sha256
 from annotate.lock import alone
 from annotate.paintings import Painting, read_index
 from annotate.predictions import AttachResult, attach, confidence
@@ -142,7 +142,7 @@ def _as_listed(workspace: Workspace, paintings: Sequence[Painting]) -> tuple[lis
     for one in paintings:
         path = one.file(workspace)
         try:
-            same = hashlib.sha256(path.read_bytes()).hexdigest() == one.sha256
+            same = sha256(path) == one.sha256
         except OSError as error:
             problems.append(f"{path}: cannot be read ({error.strerror}); put it back or push again")
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from annotate.errors import UserError
-from annotate.files import whole_file, write_json
+from annotate.files import sha256, whole_file, write_json
 from generate.config import GPTConfig, VQGANConfig
 from generate.gpt import GPT
 from generate.vqgan import VQGAN
@@ -67,9 +66,7 @@ def read_checkpoint(folder: Path, command: str = "") -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); delete the folder and run `{command}` again") from error
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    return Checkpoint(config, tensors, digest)
+    return Checkpoint(config, tensors, sha256(path)[:16])
 
 
 def load_vqgan(folder: Path, command: str) -> tuple[VQGAN, Checkpoint]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from annotate.errors import UserError
+from annotate.files import sha256
 from annotate.masks import Encoding, mask_encoding, read_mask
 from annotate.paintings import Painting, load_painting, read_index
 from annotate.progress import progress
@@ -105,7 +105,7 @@ def load_masks(
     _check_crop(paintings, smallest_side, crop, smaller)
     made = []
     for one in paintings:
-        digest = hashlib.sha256(workspace.mask("shifted", one.key).read_bytes()).hexdigest()
+        digest = sha256(workspace.mask("shifted", one.key))
         made.append(Picture(one.key, scaled_size(one.size, smallest_side), digest, reader(one)))
     return _keep(made, 1, "Loading the masks")
 

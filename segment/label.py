@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from annotate.classes import UNLABELLED
 from annotate.errors import UserError
-from annotate.files import whole_file
+from annotate.files import sha256, whole_file
 from annotate.masks import CHUNK, MEAN_CONFIDENCE, Encoding, mask_texts, read_levels, write_mask
 from annotate.paintings import Painting, load_painting, read_index
 from annotate.progress import Stopwatch, note, progress
@@ -214,20 +214,15 @@ def _read(workspace: Workspace, painting: Painting) -> NDArray[np.uint8] | UserE
         image = load_painting(painting.file(workspace))
     except UserError as error:
         return error
-    if _sha256(painting.file(workspace)) != painting.sha256:
+    if sha256(painting.file(workspace)) != painting.sha256:
         return UserError(f"{painting.path}: was changed since it was pushed; push the folder again")
     return image
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _changed(file: Path, painting: Painting, mask: Path) -> bool:
     """Whether the painting's file is another one since its mask was made; only a newer file is read."""
     try:
-        return file.stat().st_mtime > mask.stat().st_mtime and _sha256(file) != painting.sha256
+        return file.stat().st_mtime > mask.stat().st_mtime and sha256(file) != painting.sha256
     except OSError:
         return False  # gone: its mask stays
 

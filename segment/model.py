@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import pickle
 import struct
@@ -23,7 +22,7 @@ from torchvision.models.segmentation import deeplabv3
 
 from annotate.classes import ClassTable
 from annotate.errors import UserError
-from annotate.files import whole_file, write_json
+from annotate.files import sha256, whole_file, write_json
 from annotate.workspace import Workspace
 from segment.config import ARCHITECTURES
 from segment.inference import Inference
@@ -226,8 +225,7 @@ def saved_config(workspace: Workspace) -> dict[str, Any] | None:
 
 def weights_digest(workspace: Workspace) -> str:
     """Tells two trainings apart: a hash of the weights file."""
-    with (workspace.model("deeplab") / WEIGHTS).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    return sha256(workspace.model("deeplab") / WEIGHTS)[:16]
 
 
 def load(workspace: Workspace, device: torch.device) -> Segmenter:
