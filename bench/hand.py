@@ -47,7 +47,6 @@ CODES: Mapping[str, Mapping[str, Any]] = {
     PRESET: {},
     "no k-means start": {"start_codebook": 0},
     "no revival of dead codes": {"revive_every": 0},
-    "neither k-means start nor revival": {"start_codebook": 0, "revive_every": 0},
     "no texture loss": {"texture": 0.0},
     "discriminator from the start": {"adversarial": 0.8, "adversarial_start": 0},
     "discriminator after warm-up": {"adversarial": 0.8, "adversarial_start": 150},

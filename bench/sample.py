@@ -140,8 +140,12 @@ def linear_layers(decoder: Decoder, batch: int) -> Callable[[], Tensor]:
 
 
 def floor_and_step(decoder: Decoder, batch: int) -> tuple[float, float]:
-    """Median milliseconds of one token through the linear layers alone, and of a cached step mid-painting, in turns."""
+    """Median milliseconds of one token through the linear layers alone, and of a cached step mid-painting, in turns.
+
+    The paintings share their mask, as those of `--count` do.
+    """
     session = decoder.session(batch)
+    session.share(torch.randint(decoder.config.vocab_size, (1, decoder.config.block_size // 2)))
     session.cache.zero_()
     tokens = torch.randint(decoder.config.vocab_size, (batch, 1))
 

@@ -14,7 +14,7 @@
 #define ROOM (TOKENS / LANES * LANES + 2 * LANES) /* of scores: what is computed beside them is written over */
 #define UNSEEN -1e30f
 
-typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef float lanes __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t words __attribute__((vector_size(4 * LANES)));
 
 #define ALWAYS static inline __attribute__((always_inline))
