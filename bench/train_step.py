@@ -1,10 +1,11 @@
 """A training step of the three stages in preset `seed`, batch 1, against the reference's operations, on the CPU.
 
 Median seconds of seven steps behind two that do not count, and peak memory of the process, each side in a process of
-its own. `times faster` is against the reference in the same precision. Both sides have the same networks; see `bench/reference_step.py` for what the reference does differently. The painting stage has its adversarial
-and perceptual losses on, the latter with random weights. Ours runs as `tool generate train` does, on painted scenes
-scaled to 460 pixels. The transformer's paintings are cut to tokens once for the whole training: what that comes to a
-step (600 paintings, all their views, over the preset's steps) is in its figure, and also given by itself.
+its own. `times faster` is against the reference in the same precision. Both sides have the same networks; see
+`bench/reference_step.py` for what the reference does differently. The painting stage has its adversarial and perceptual
+losses on, the latter with random weights. Ours runs as `tool generate train` does, on painted scenes scaled to 460
+pixels. The transformer's paintings are cut to tokens once for the whole training: what that comes to a step (600
+paintings, all their views, over the preset's steps) is in its figure, and also given by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import tempfile
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -155,42 +155,33 @@ def _ours(folder: Path, stage: str, precision: str, device: str) -> tuple[list[f
 
 
 def _transformer(folder: Path, short: dict[str, Any], precision: str, device: str) -> float:
-    """Train on random tokens; seconds a step that cutting paintings to tokens comes to."""
-    import torch
-
+    """Train on two scenes' tokens; seconds a step that cutting all paintings to tokens comes to."""
     from generate import train_transformer
-    from generate.conditioning import unconditional_tokens
+    from generate.data import load_masks, load_pictures
     from generate.gpt import GPT
-    from generate.memory import freed_memory_kept
     from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER
-    from generate.tokens import Tokens, Windows
+    from generate.tokens import Windows, cut_to_tokens
     from generate.train import fit_stage
     from generate.training_state import Basis
     from generate.vqgan import VQGAN
 
     setattr(train_transformer, "WORTH_COMPILING", 0)  # noqa: B010, as in a training of the preset's length
     seed = TRANSFORMER["seed"]
-    config = replace(seed, **short)
-    grid = (SCENE[0] // 16, SCENE[1] // 16)
-    views, opened = ((torch.randint(1024, (count, *grid)),) for count in (2, 3))
-    tokens = [Tokens("scene", views, opened)]
+    config, crop = replace(seed, **short), seed.window * 16
+    workspace = _scenes(folder)
+    paintings = load_pictures(workspace, seed.smallest_side, crop)
+    masks = load_masks(workspace, seed.smallest_side, crop, MASK_CODES["seed"].n_labels)
+    pairs = list(zip(paintings, masks, strict=True))
+    codes = [VQGAN(one["seed"].vqgan()).eval() for one in (PAINTING_CODES, MASK_CODES)]
+    for _ in range(1 + (device == "cuda")):  # a GPU sets itself up the first time
+        started = time.perf_counter()
+        tokens = cut_to_tokens(pairs, codes[0], codes[1], replace(seed, views=1), device)
+        cutting = (time.perf_counter() - started) / len(pairs)
+    del codes
     stage = train_transformer.TransformerStage(GPT(config.gpt(1024)), config, Basis({}), [], 1024)
     windows = Windows(tokens, config.window, 0, config.open_part, config.open_all)
     fit_stage(stage, windows, folder, device, "Training the transformer")
-    codes = [VQGAN(one["seed"].vqgan()).eval().to(device) for one in (PAINTING_CODES, MASK_CODES)]
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-        crop = torch.rand(1, 3, 256, 256, device=device)
-        works = (partial(codes[0].encode, crop), partial(unconditional_tokens, codes[1], (16, 16)))
-        with freed_memory_kept():
-            painting, mask = (_seconds(work) for work in works)
-    crops = (2 if seed.flip else 1) * (painting + mask) + mask  # each shift: painting and mask, mask opened
-    canvases = PAINTINGS * seed.views * (grid[0] * grid[1]) / 256
-    return crops * canvases / (seed.steps * seed.batch)
-
-
-def _seconds(work: Any) -> float:
-    work()
-    return milliseconds(work) / 1000
+    return cutting * PAINTINGS * seed.views / (seed.steps * seed.batch)
 
 
 def _scenes(folder: Path) -> Any:

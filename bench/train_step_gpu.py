@@ -1,8 +1,8 @@
 """A training step of the three stages in preset `seed`, batch 1, against the reference's operations, on a GPU.
 
 As `train_step`, on a GPU: medians of 43 steps behind two that do not count, and peak memory of the GPU, each side in a
-process of its own. Ours runs as `tool generate train` does; its transformer's forward and backward pass are replayed as a
-CUDA graph.
+process of its own. Ours runs as `tool generate train` does: forward and backward pass are replayed as a CUDA graph
+(`generate/recorded_step.py`), and a step's figures are fetched while the next is computed (`generate/figures.py`).
 """
 
 from __future__ import annotations

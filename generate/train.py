@@ -21,6 +21,7 @@ from annotate.errors import UserError
 from annotate.files import whole_file
 from annotate.progress import is_first, note, progress
 from generate.data import Stretches
+from generate.figures import Coming
 from generate.memory import freed_memory_kept
 from generate.presets import Schedule
 from generate.recorded_step import RecordedStep
@@ -53,8 +54,9 @@ class Stage(L.LightningModule):
         self.done = 0  # steps of the optimizer
         self.history: list[dict[str, float]] = []
         self.finished = False  # early
-        self.latest_sums: dict[str, float] = {}
-        self._sums: dict[str, Any] = {}  # figures of this step: tensors until they are fetched
+        self.latest_figures: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}  # figures of this step
+        self._coming: list[Coming] = []  # of steps that are done
         self._micro = 0
         self._recorded: tuple[int, RecordedStep] | None = None  # of which phase
 
@@ -79,6 +81,7 @@ class Stage(L.LightningModule):
                 ranks,
             ),
             num_workers=config.workers,
+            pin_memory=self.device.type == "cuda",  # what is not, a GPU is waited for to copy
             persistent_workers=config.workers > 0,
         )
 
@@ -115,13 +118,13 @@ class Stage(L.LightningModule):
         if self._micro:
             return
         optimizer, rate = self._main(), self.learning_rate(self.done)
-        self._check(self._gradient())
+        self.figure("gradient", self._gradient())
         try:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
         except FloatingPointError as error:
-            raise self._diverged(str(error)) from error
+            raise self._diverged(str(error), self.done + 1) from error
         optimizer.zero_grad(set_to_none=True)
         self.done += 1
         self.after_step()
@@ -160,16 +163,31 @@ class Stage(L.LightningModule):
         # a sum tells what is not finite as well as a norm does, and reads memory twice as fast
         return torch.stack([one.sum().float() for one in found]).sum()
 
-    def _check(self, gradient: Tensor) -> None:
-        """Fetch the step's figures, all at once, for a GPU has to be waited for; raise where one is not finite."""
-        fetched = torch.stack([gradient, *(one.float() for one in self._sums.values())]).tolist()
-        self._sums = dict(zip(self._sums, fetched[1:], strict=True))
-        for what, value in (("loss", self._sums["loss"]), ("gradient", fetched[0])):
-            if not math.isfinite(value):
-                raise self._diverged(f"the {what} is {value}")
+    @property
+    def lag(self) -> int:
+        """Steps whose figures are still on their way: a GPU that was waited for at each step would idle meanwhile."""
+        return int(self.device.type == "cuda")
 
-    def _diverged(self, what: str) -> DivergedError:
-        return DivergedError(f"{what} at step {self.done + 1} of {self.config.steps}")
+    def catch_up(self, lag: int = 0) -> None:
+        """Fetch the figures of all steps but the last `lag`.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite. Weights are spoilt by then; the saved state is not.
+        """
+        every = max(1, self.config.steps // POINTS)
+        while len(self._coming) > lag:
+            coming = self._coming.pop(0)
+            figures = coming.arrived()
+            for what in ("loss", "gradient"):
+                if not math.isfinite(figures[what]):
+                    raise self._diverged(f"the {what} is {figures[what]}", coming.step)
+            del figures["gradient"]
+            if coming.step % every == 0 or coming.step == self.config.steps:
+                self.history.append({"step": coming.step, **figures})
+            self.latest_figures = figures
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        return DivergedError(f"{what} at step {step} of {self.config.steps}")
 
     def leaves(self) -> list[Tensor]:
         """What the main optimizer's gradients arrive at; those that it checks itself need not be among them."""
@@ -185,7 +203,8 @@ class Stage(L.LightningModule):
 
     def figure(self, name: str, value: Tensor) -> None:
         """Add to a figure of this step, which the progress bar and the report show."""
-        self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+        found = value.detach()
+        self._sums[name] = self._sums[name] + found if name in self._sums else found
 
     def latest(self, name: str) -> float:
         """A figure, averaged over the last tenth of the curve."""
@@ -213,11 +232,9 @@ class Stage(L.LightningModule):
         return optimizers[0] if isinstance(optimizers, list) else optimizers
 
     def _remember(self) -> None:
-        every = max(1, self.config.steps // POINTS)
-        figures = {name: float(value) for name, value in self._sums.items()}
-        if self.done % every == 0 or self.done == self.config.steps:
-            self.history.append({"step": self.done, **figures})
-        self.latest_sums, self._sums = figures, {}
+        self._coming.append(Coming(self.done, self._sums))
+        self._sums = {}
+        self.catch_up(self.lag)
 
 
 def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, title: str) -> None:
@@ -284,7 +301,7 @@ class _Bar(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         if pl_module.done > self.shown:
-            figures = pl_module.latest_sums
+            figures = pl_module.latest_figures
             text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
             self.advance(pl_module.done - self.shown, note=text)
             self.shown = pl_module.done
@@ -304,6 +321,7 @@ class _State(L.Callback):
         self.path = path
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        pl_module.catch_up()
         pl_module.stretch_end()
         first = trainer.is_global_zero
         if first and pl_module.wants_grid():

@@ -103,6 +103,7 @@ class CodesStage(Stage):
 
     @torch.no_grad()
     def _start_codebook(self) -> None:
+        self.catch_up()  # k-means needs finite vectors
         batch = [torch.stack(part) for part in zip(*(self.crops[n] for n in range(STARTERS)), strict=True)]
         vectors = [
             _rows(self.net.prequantised(self.input([part.to(self.device) for part in parts])))

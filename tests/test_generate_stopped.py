@@ -96,7 +96,7 @@ def test_saving_more_or_less_often_later_changes_nothing(
 
     def remembers(self: Stage) -> None:
         after(self)
-        losses.append((self.done, self.latest_sums["loss"]))
+        losses.append((self.done, self.latest_figures["loss"]))
 
     monkeypatch.setattr(Stage, "_remember", remembers)
     train_mask_codes(whole, config, "cpu")

@@ -209,9 +209,26 @@ def test_what_is_done_is_not_done_again(trained: Workspace, tmp_path: Path) -> N
     assert train_mask_codes(workspace, replace(MASK, steps=4), "cpu", again=True).trained
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["painting", "mask", "transformer"])
+def test_figures_that_come_late_are_the_same(
+    name: str, trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As a GPU's do, which computes the next step meanwhile."""
+    train, config, _ = TRAININGS[name]
+    histories = []
+    for lag in (0, 1):
+        monkeypatch.setattr(Stage, "lag", lag)
+        workspace = copy(trained, tmp_path / str(lag))
+        train(workspace, config, "cpu", again=True)
+        histories.append((workspace.report(f"generate-train-{name}") or {})["history"])
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(
+    lag: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stage, "lag", lag)
     workspace = toy_workspace(tmp_path)
     calls = []
 
