@@ -4,7 +4,8 @@
 figure each. All variants are trained alike, and shorter than the preset, for even so all of it takes some three hours of
 two cores: 300 steps for the painting codes instead of 1200, 225 for the transformer instead of 450. Each variant differs
 from the preset in what its name says. Killed, it goes on; `BENCH_SEEDS=0` and `BENCH_SEEDS=1` can run side by side, with
-OMP_NUM_THREADS=1, once the first has trained what both share.
+OMP_NUM_THREADS=1, once the first has trained what both share. On a GPU (`BENCH_DEVICE=cuda`) it is the whole preset, in
+float32 as on most CPUs, sampled as the demo samples; `BENCH_VARIANTS` (names, by semicolons) are then a part of the table.
 
 `bits a token`: cross-entropy of the held-out paintings' tokens; variants with other codes have other tokens, so only
 those with the same codes compare. `mIoU`: what a DeepLab (README's, on 20 true masks) sees in two new paintings from
@@ -30,6 +31,7 @@ from annotate.masks import Encoding, read_mask, shift, write_mask
 from annotate.paintings import scan, write_index
 from annotate.progress import note
 from annotate.workspace import Workspace
+from demo.flow import LIVELY
 from demo.painter import paint_folder
 from generate.evaluate_config import EvaluateConfig
 from generate.presets import MASK_CODES, PAINTING_CODES, TRANSFORMER
@@ -38,9 +40,17 @@ from segment.config import TrainConfig
 FOLDER = Path(os.environ.get("BENCH_HAND", Path(tempfile.gettempdir()) / "bench-hand"))  # killed, it goes on
 SCENES, HELD_OUT, HAND = 48, 8, 20
 SEEDS = tuple(int(one) for one in os.environ.get("BENCH_SEEDS", "0,1").split(","))
+DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
 PAINTING = replace(PAINTING_CODES["small"], steps=300, start_codebook=125, save_every=75)
 MASK = replace(MASK_CODES["small"], save_every=75)
 TOKENS = replace(TRANSFORMER["small"], steps=225, save_every=75, grid_every=225)
+EVALUATE = EvaluateConfig(masks=HELD_OUT, samples=2, perceptual="none")
+if DEVICE == "cuda":
+    PAINTING = replace(PAINTING_CODES["small"], precision="float32")
+    MASK = replace(MASK_CODES["small"], precision="float32")
+    TOKENS = replace(TRANSFORMER["small"], precision="float32")
+    EVALUATE = replace(EVALUATE, **LIVELY)
+WARM_UP = PAINTING.steps // 2
 DEEPLAB = TrainConfig(init="none", steps=300, crop=192, smallest_side=0)
 PRESET = "as the preset"
 CODES: Mapping[str, Mapping[str, Any]] = {
@@ -49,8 +59,8 @@ CODES: Mapping[str, Mapping[str, Any]] = {
     "no revival of dead codes": {"revive_every": 0},
     "no texture loss": {"texture": 0.0},
     "discriminator from the start": {"adversarial": 0.8, "adversarial_start": 0},
-    "discriminator after warm-up": {"adversarial": 0.8, "adversarial_start": 150},
-    "the same, augmented": {"adversarial": 0.8, "adversarial_start": 150, "augment": True},
+    "discriminator after warm-up": {"adversarial": 0.8, "adversarial_start": WARM_UP},
+    "the same, augmented": {"adversarial": 0.8, "adversarial_start": WARM_UP, "augment": True},
 }
 TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
     PRESET: {},
@@ -58,11 +68,13 @@ TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
     "no token dropout": {"token_dropout": 0.0},
     "no open masks": {"open_all": 0.0, "open_part": 0.0},
 }
+VARIANTS = os.environ.get("BENCH_VARIANTS", ";".join([*CODES, *TRANSFORMERS])).split(";")
 
 
 def run() -> list[dict[str, object]]:
     """Train every variant that is not trained yet, and table all."""
     chains = [(PRESET, one) for one in TRANSFORMERS] + [(one, PRESET) for one in CODES if one != PRESET]
+    chains = [one for one in chains if _name(*one) in VARIANTS]
     found = {
         (*chain, seed): once(f"chain, {_name(*chain)}, {seed}", partial(chained, *chain, seed))
         for seed in SEEDS
@@ -97,8 +109,8 @@ def base() -> Workspace:
             text = "".join(f"{key}.png\n" for key in some)
             write_whole(workspace.masks("shifted") / f"{name}.txt", text)
         write_index(workspace, scan(workspace.root / "paintings", workspace).paintings)
-    once("deeplab", lambda: asdict(train(workspace, DEEPLAB, "cpu")))
-    once("mask codes", lambda: asdict(train_mask_codes(workspace, MASK, "cpu")))
+    once("deeplab", lambda: asdict(train(workspace, DEEPLAB, DEVICE)))
+    once("mask codes", lambda: asdict(train_mask_codes(workspace, MASK, DEVICE)))
     return workspace
 
 
@@ -108,7 +120,7 @@ def trained_codes(variant: str, seed: int) -> Workspace:
 
     workspace = _copy(f"codes, {variant}, {seed}", base(), ())
     config = replace(PAINTING, seed=seed, **CODES[variant])
-    once(f"codes, {variant}, {seed}", lambda: asdict(train_painting_codes(workspace, config, "cpu")))
+    once(f"codes, {variant}, {seed}", lambda: asdict(train_painting_codes(workspace, config, DEVICE)))
     return workspace
 
 
@@ -120,8 +132,8 @@ def chained(codes: str, tokens: str, seed: int) -> dict[str, Any]:
     painting, shared = trained_codes(codes, seed), base()
     workspace = _copy(f"chain, {_name(codes, tokens)}, {seed}", shared, ("mask-codes", "deeplab"))
     shutil.copytree(painting.model("painting-codes"), workspace.model("painting-codes"), dirs_exist_ok=True)
-    trained = train_transformer(workspace, replace(TOKENS, seed=seed, **TRANSFORMERS[tokens]), "cpu")
-    evaluate(workspace, EvaluateConfig(masks=HELD_OUT, samples=2, perceptual="none"), "cpu")
+    trained = train_transformer(workspace, replace(TOKENS, seed=seed, **TRANSFORMERS[tokens]), DEVICE)
+    evaluate(workspace, EVALUATE, DEVICE)
     return {"kept": trained.steps, **(workspace.report("generate-evaluate") or {})}
 
 
