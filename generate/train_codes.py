@@ -14,6 +14,7 @@ from torch.optim import Adam, Optimizer
 from torch.utils.data import Dataset
 
 from annotate.errors import UserError
+from annotate.lock import one_training
 from annotate.progress import Stopwatch, note
 from annotate.workspace import Workspace
 from generate.augment import augment
@@ -280,21 +281,22 @@ def train_painting_codes(
     basis = seen if config.perceptual_weight and has_perceptual(config.perceptual) else plain
     # what is trained does not become out of date by weights that torchvision has fetched since
     fitting = (plain, seen) if config.perceptual == "auto" else (basis,)
-    found = next(filter(None, [up_to_date(folder, one.mark, again) for one in fitting]), None)
-    if found is not None:
-        return CodesResult(**{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0})
-    crops = _crops(pictures, config)
-    torch.manual_seed(config.seed)
-    grid = workspace.reports / "generate-train-painting.png"
-    stage = PaintingStage(VQGAN(config.vqgan()), crops, config, basis, grid)
-    fit_stage(stage, crops, folder, device, "Training the painting codes")
-    losses = ["l1", *(["laplacian"] if config.detail else [])]
-    losses += ["texture"] if config.texture_start < config.steps else []
-    losses += ["perceptual (VGG16)"] if stage.perceptual[0] is not None else []
-    losses += ["adversarial"] if config.adversarial and config.steps > config.adversarial_start else []
-    result = _result(folder, stage, "l1", len(pictures), watch)
-    _save(workspace, "painting", stage, stage.net, result, {"losses": losses})
-    return result
+    with one_training(folder):
+        found = next(filter(None, [up_to_date(folder, one.mark, again) for one in fitting]), None)
+        if found is not None:
+            return CodesResult(**{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0})
+        crops = _crops(pictures, config)
+        torch.manual_seed(config.seed)
+        grid = workspace.reports / "generate-train-painting.png"
+        stage = PaintingStage(VQGAN(config.vqgan()), crops, config, basis, grid)
+        fit_stage(stage, crops, folder, device, "Training the painting codes")
+        losses = ["l1", *(["laplacian"] if config.detail else [])]
+        losses += ["texture"] if config.texture_start < config.steps else []
+        losses += ["perceptual (VGG16)"] if stage.perceptual[0] is not None else []
+        losses += ["adversarial"] if config.adversarial and config.steps > config.adversarial_start else []
+        result = _result(folder, stage, "l1", len(pictures), watch)
+        _save(workspace, "painting", stage, stage.net, result, {"losses": losses})
+        return result
 
 
 def train_mask_codes(
@@ -310,34 +312,35 @@ def train_mask_codes(
         workspace, load_masks(workspace, config.smallest_side, config.crop, config.n_labels, config.smaller)
     )
     basis = Basis(config.deciding(), [[[one.key, one.digest] for one in masks]])
-    found = up_to_date(folder, basis.mark, again)
-    if found is not None:
-        return CodesResult(**{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0})
-    crops = _crops(masks, config)
-    pixels = np.sum([np.bincount(one.read().ravel(), minlength=256) for one in masks], axis=0)
-    pixels[OPEN] = 0  # the crops say how many are opened
-    present = [OPEN, *np.flatnonzero(pixels).tolist()]
-    torch.manual_seed(config.seed)
-    sizes = config.vqgan().to_dict() | {"in_channels": len(present), "out_channels": len(present)}
-    net = VQGAN(VQGANConfig.from_dict(sizes))
-    opened = OpenedMasks(crops, config.open_part, config.seed)
-    weights = balanced_weights(torch.from_numpy(pixels[present])) if config.loss == "balanced" else None
-    stage = MaskStage(net, opened, config, basis, present, weights)
-    stage.draw = lambda compact: draw_masks(
-        workspace, masks[:SHOWN], expand(compact, present, config.n_labels)
-    )
-    fit_stage(stage, opened, folder, device, "Training the mask codes")
-    result = _result(folder, stage, "cross_entropy", len(masks), watch)
-    full = expand(stage.net, present, config.n_labels)
-    about = {"losses": [f"{config.loss} cross-entropy"], "shifted_ids": present}
-    classes = workspace.settings().classes
-    _save(workspace, "mask", stage, full, result, about | {"classes": classes.as_list()})
-    kept = dict(zip(present, stage.kept().tolist(), strict=True))
-    found_again = [(one.name, kept.get(one.id + 1, 1.0)) for one in classes.classes]
-    if lost := ", ".join(f"{name} (IoU {iou:.2f})" for name, iou in found_again if iou < LOST):
-        more = "--loss balanced or more --steps" if weights is None else "more --steps or --codebook-size"
-        note(f"the codes lose {lost}, which masks then cannot ask for; {more} may keep it")
-    return result
+    with one_training(folder):
+        found = up_to_date(folder, basis.mark, again)
+        if found is not None:
+            return CodesResult(**{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0})
+        crops = _crops(masks, config)
+        pixels = np.sum([np.bincount(one.read().ravel(), minlength=256) for one in masks], axis=0)
+        pixels[OPEN] = 0  # the crops say how many are opened
+        present = [OPEN, *np.flatnonzero(pixels).tolist()]
+        torch.manual_seed(config.seed)
+        sizes = config.vqgan().to_dict() | {"in_channels": len(present), "out_channels": len(present)}
+        net = VQGAN(VQGANConfig.from_dict(sizes))
+        opened = OpenedMasks(crops, config.open_part, config.seed)
+        weights = balanced_weights(torch.from_numpy(pixels[present])) if config.loss == "balanced" else None
+        stage = MaskStage(net, opened, config, basis, present, weights)
+        stage.draw = lambda compact: draw_masks(
+            workspace, masks[:SHOWN], expand(compact, present, config.n_labels)
+        )
+        fit_stage(stage, opened, folder, device, "Training the mask codes")
+        result = _result(folder, stage, "cross_entropy", len(masks), watch)
+        full = expand(stage.net, present, config.n_labels)
+        about = {"losses": [f"{config.loss} cross-entropy"], "shifted_ids": present}
+        classes = workspace.settings().classes
+        _save(workspace, "mask", stage, full, result, about | {"classes": classes.as_list()})
+        kept = dict(zip(present, stage.kept().tolist(), strict=True))
+        found_again = [(one.name, kept.get(one.id + 1, 1.0)) for one in classes.classes]
+        if lost := ", ".join(f"{name} (IoU {iou:.2f})" for name, iou in found_again if iou < LOST):
+            more = "--loss balanced or more --steps" if weights is None else "more --steps or --codebook-size"
+            note(f"the codes lose {lost}, which masks then cannot ask for; {more} may keep it")
+        return result
 
 
 def _as_it_is(images: Tensor) -> Tensor:

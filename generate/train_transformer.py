@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from annotate.errors import UserError
+from annotate.lock import one_training
 from annotate.progress import Stopwatch, note
 from annotate.workspace import Workspace
 from generate.checkpoint import load_vqgan, save_model
@@ -160,52 +161,53 @@ def train_transformer(
     kept = held_out_keys(workspace)
     digests = [[one.key, painting.digest, one.digest, one.key in kept] for painting, one in pairs]
     basis = Basis(config.deciding(), [digests, codes])
-    found = up_to_date(folder, basis.mark, again)
-    if found is not None:
-        return TransformerResult(
-            **{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0}
+    with one_training(folder):
+        found = up_to_date(folder, basis.mark, again)
+        if found is not None:
+            return TransformerResult(
+                **{**found["figures"], "model": str(folder), "trained": False, "seconds": 0.0}
+            )
+        learnt = [pair for pair in pairs if pair[0].key not in kept]
+        if len(learnt) < config.batch:
+            raise UserError(
+                f"{len(learnt)} paintings to learn from are fewer than the batch of {config.batch}; "
+                f"use --batch {max(1, len(learnt))} or push more paintings"
+            )
+        tokens = cut_to_tokens(pairs, painting_codes, mask_codes, config, device)
+        torch.manual_seed(config.seed)
+        gpt = GPT(config.gpt(max(painting_codes.config.codebook_size, mask_codes.config.codebook_size)))
+        if config.aligned_start:
+            start_aligned(gpt)
+        held_out = [one for one in tokens if one.key in kept]
+        windows = Windows(
+            [one for one in tokens if one.key not in kept],
+            config.window,
+            config.seed,
+            config.open_part,
+            config.open_all,
         )
-    learnt = [pair for pair in pairs if pair[0].key not in kept]
-    if len(learnt) < config.batch:
-        raise UserError(
-            f"{len(learnt)} paintings to learn from are fewer than the batch of {config.batch}; "
-            f"use --batch {max(1, len(learnt))} or push more paintings"
+        stage = TransformerStage(gpt, config, basis, held_out, painting_codes.config.codebook_size)
+        shown = held_out or windows.paintings
+        stage.draw = lambda gpt: draw_windows(workspace, shown, gpt, painting_codes, config)
+        fit_stage(stage, windows, folder, device, "Training the transformer")
+        if stage.best_weights:
+            stage.gpt.load_state_dict(stage.best_weights)
+        result = TransformerResult(
+            model=str(folder),
+            paintings=len(windows.paintings),
+            held_out=len(held_out),
+            steps=stage.best_step or stage.done,
+            seconds=watch.seconds(),
+            bits_per_token=stage.latest("loss") / math.log(2),
+            held_out_bits_per_token=stage.best / math.log(2) if held_out else None,
+            trained=True,
         )
-    tokens = cut_to_tokens(pairs, painting_codes, mask_codes, config, device)
-    torch.manual_seed(config.seed)
-    gpt = GPT(config.gpt(max(painting_codes.config.codebook_size, mask_codes.config.codebook_size)))
-    if config.aligned_start:
-        start_aligned(gpt)
-    held_out = [one for one in tokens if one.key in kept]
-    windows = Windows(
-        [one for one in tokens if one.key not in kept],
-        config.window,
-        config.seed,
-        config.open_part,
-        config.open_all,
-    )
-    stage = TransformerStage(gpt, config, basis, held_out, painting_codes.config.codebook_size)
-    shown = held_out or windows.paintings
-    stage.draw = lambda gpt: draw_windows(workspace, shown, gpt, painting_codes, config)
-    fit_stage(stage, windows, folder, device, "Training the transformer")
-    if stage.best_weights:
-        stage.gpt.load_state_dict(stage.best_weights)
-    result = TransformerResult(
-        model=str(folder),
-        paintings=len(windows.paintings),
-        held_out=len(held_out),
-        steps=stage.best_step or stage.done,
-        seconds=watch.seconds(),
-        bits_per_token=stage.latest("loss") / math.log(2),
-        held_out_bits_per_token=stage.best / math.log(2) if held_out else None,
-        trained=True,
-    )
-    figures = {key: value for key, value in asdict(result).items() if key != "model"}
-    about = {"train": asdict(config), "mark": basis.mark, "codes": codes, "figures": figures}
-    save_model(folder, stage.gpt, about)
-    workspace.save_report("generate-train-transformer", {**figures, "history": stage.history})
-    finish(folder)
-    return result
+        figures = {key: value for key, value in asdict(result).items() if key != "model"}
+        about = {"train": asdict(config), "mark": basis.mark, "codes": codes, "figures": figures}
+        save_model(folder, stage.gpt, about)
+        workspace.save_report("generate-train-transformer", {**figures, "history": stage.history})
+        finish(folder)
+        return result
 
 
 def start_aligned(gpt: GPT, size: float = 0.05, reach: float = 0.7, sharpness: float = 3.0) -> None:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from annotate.classes import ClassTable
 from annotate.errors import UserError
 from annotate.files import whole_file, write_json
+from annotate.lock import one_training
 from annotate.masks import LEARNT_FROM, mask_digests
 from annotate.paintings import read_index
 from annotate.progress import Stopwatch, is_first, note, progress
@@ -92,50 +93,51 @@ def train(
     samples = load_samples(workspace, classes, config.smallest_side)
     folder = workspace.model("deeplab")
     mark = fingerprint(samples, classes, config)
-    if again:
+    with one_training(folder):
+        if again:
+            (folder / STATE).unlink(missing_ok=True)
+        saved = saved_config(workspace)
+        finished = saved is not None and saved.get("fingerprint") == mark and not again
+        if saved is not None and finished and _steps_done(folder / STATE, mark) is None:
+            write_json(folder / LEARNT_FROM, masks)  # one that shows nothing may have come or gone
+            figures = saved["figures"]
+            return TrainResult(
+                str(folder),
+                len(samples),
+                figures["held_out"],
+                config.steps,
+                0.0,
+                figures["loss"],
+                figures["miou"],
+                False,
+            )
+        learn, check = split(samples, config)
+        if config.patience and not check:
+            note(
+                f"--patience has no effect: from {ENOUGH} hand masks on some are held out, here are {len(samples)}"
+            )
+        rest = unlabelled(workspace, samples, folder / FOLDER, mark, config)
+        fitted = fit(learn, check, classes, config, where, folder, mark, rest=rest)
+        if not is_first():
+            # the first process saves its model; the statistics of BatchNorm are each one's own
+            raise SystemExit(0)
+        figures = {"loss": fitted.loss, "miou": fitted.miou, "masks": len(samples), "held_out": len(check)}
+        about = {
+            "architecture": config.architecture,
+            "smallest_side": config.smallest_side,
+            "classes": classes.as_list(),
+            "train": asdict(config),
+            "fingerprint": mark,
+            "figures": figures,
+        }
+        save(workspace, fitted.net, about)
+        write_json(folder / LEARNT_FROM, masks)
         (folder / STATE).unlink(missing_ok=True)
-    saved = saved_config(workspace)
-    finished = saved is not None and saved.get("fingerprint") == mark and not again
-    if saved is not None and finished and _steps_done(folder / STATE, mark) is None:
-        write_json(folder / LEARNT_FROM, masks)  # one that shows nothing may have come or gone
-        figures = saved["figures"]
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        seconds = watch.seconds()
         return TrainResult(
-            str(folder),
-            len(samples),
-            figures["held_out"],
-            config.steps,
-            0.0,
-            figures["loss"],
-            figures["miou"],
-            False,
+            str(folder), len(samples), len(check), config.steps, seconds, fitted.loss, fitted.miou, True
         )
-    learn, check = split(samples, config)
-    if config.patience and not check:
-        note(
-            f"--patience has no effect: from {ENOUGH} hand masks on some are held out, here are {len(samples)}"
-        )
-    rest = unlabelled(workspace, samples, folder / FOLDER, mark, config)
-    fitted = fit(learn, check, classes, config, where, folder, mark, rest=rest)
-    if not is_first():
-        # the first process saves its model; the statistics of BatchNorm are each one's own
-        raise SystemExit(0)
-    figures = {"loss": fitted.loss, "miou": fitted.miou, "masks": len(samples), "held_out": len(check)}
-    about = {
-        "architecture": config.architecture,
-        "smallest_side": config.smallest_side,
-        "classes": classes.as_list(),
-        "train": asdict(config),
-        "fingerprint": mark,
-        "figures": figures,
-    }
-    save(workspace, fitted.net, about)
-    write_json(folder / LEARNT_FROM, masks)
-    (folder / STATE).unlink(missing_ok=True)
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    seconds = watch.seconds()
-    return TrainResult(
-        str(folder), len(samples), len(check), config.steps, seconds, fitted.loss, fitted.miou, True
-    )
 
 
 def fingerprint(samples: Sequence[Sample], classes: ClassTable, config: TrainConfig) -> str:

@@ -41,7 +41,7 @@ MASK = MaskCodesSettings(revive_every=2, loss="balanced", open_part=0.3, **SIZES
 
 SMALL = (
     "--steps 24 --save-every 2 --batch 2 --crop 16 --smallest-side 0 --channel-multipliers 1,1 --codebook-size 8 "
-    "--start-codebook 2 --precision float32 --device cpu --json"
+    "--start-codebook 2 --precision float32 --workers 1 --device cpu --json"
 )
 
 
