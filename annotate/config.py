@@ -49,6 +49,10 @@ class PushConfig:
         "Label Studio's address, or `embedded`.  [default: LABEL_STUDIO_URL, then tool.toml's, then embedded]",
     )
 
+    def __post_init__(self) -> None:
+        if self.keys is not None and (self.fraction is not None or self.strategy != PushConfig.strategy):
+            raise ValueError("--keys chooses exactly what it lists: leave out --fraction and --strategy")
+
 
 @dataclass(frozen=True)
 class ReviewConfig:

@@ -27,7 +27,7 @@ from generate.presets import Schedule
 from generate.recorded_step import RecordedStep
 from generate.training_state import STATE, Basis, resumable, sweep
 from segment.device import choose_device, has_fast_bfloat16
-from segment.signals import EndsOnSigterm
+from segment.signals import EndsOnSigterm, interruption_told
 
 POINTS = 200  # of the loss curve that a report keeps
 
@@ -273,7 +273,8 @@ def fit_stage(stage: Stage, items: Dataset[Any], folder: Path, device: str, titl
             enable_checkpointing=False,
         )
         try:
-            trainer.fit(stage, ckpt_path=state if resume else None, weights_only=True)
+            with interruption_told(state):
+                trainer.fit(stage, ckpt_path=state if resume else None, weights_only=True)
         except DivergedError as error:
             kept = "nothing was saved yet"
             if state.exists():

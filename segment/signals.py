@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+
+from annotate.progress import note
 
 
 class EndsOnSigterm(L.Callback):
@@ -23,3 +28,15 @@ class EndsOnSigterm(L.Callback):
         """Put back what Lightning has replaced by now."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.before)
+
+
+@contextlib.contextmanager
+def interruption_told(state: Path) -> Iterator[None]:
+    """Ctrl-C within it, at which Lightning ends the program in silence, says how to go on from the saved state."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            kept = f"the same command goes on from the last saved state in {state.parent}"
+            note(f"stopped; {kept if state.exists() else 'nothing was saved yet'}")
+        raise

@@ -37,7 +37,7 @@ from segment.device import choose_device, has_fast_bfloat16, memory_told
 from segment.learner import DivergedError, Learner
 from segment.model import DAMAGE, Segmenter, build, initialise, save, saved_config
 from segment.rounds import FOLDER, Rest, prepare
-from segment.signals import EndsOnSigterm
+from segment.signals import EndsOnSigterm, interruption_told
 
 ENOUGH = 20  # hand masks from which on some are held out for validation
 STATE = "training.ckpt"
@@ -248,7 +248,7 @@ def _run(
         )
         advice = f"lower --batch (now {config.batch}) or --crop (now {config.crop})"
         try:
-            with memory_told(device, advice):
+            with memory_told(device, advice), interruption_told(folder / STATE):
                 trainer.fit(learner, crops, ckpt_path=resume, weights_only=True)
         except DivergedError as error:
             kept = (

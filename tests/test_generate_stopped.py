@@ -46,19 +46,23 @@ SMALL = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_training_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 1)]
+)
+def test_a_stopped_training_goes_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
     workspace = toy_workspace(tmp_path / "workspace")
     words = [sys.executable, "-m", "cli", "generate", "train", "mask", *SMALL.split()]
     words += ["-w", str(workspace.root)]
-    quiet = subprocess.DEVNULL
-    running = subprocess.Popen(words, stdout=quiet, stderr=quiet)
+    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     folder = workspace.model("mask-codes")
     while not (folder / STATE).exists():
         assert running.poll() is None
         time.sleep(0.02)
     running.send_signal(number)
-    assert running.wait() == -number
+    said = running.communicate()[1]
+    assert running.returncode == code
+    line = f"stopped; the same command goes on from the last saved state in {folder}"
+    assert (line in said.splitlines()) == (number == signal.SIGINT)
     assert not (folder / "model.safetensors").exists()
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     assert json.loads(done.stdout)["steps"] == 24

@@ -310,6 +310,14 @@ def test_a_list_of_keys_may_come_from_an_editor_of_windows(
     assert {key for key, one in read_index(remote).items() if one.split == "hand"} == {"b", "c"}
 
 
+@pytest.mark.parametrize("more", [["--fraction", "0.5"], ["--strategy", "all"]])
+def test_keys_choose_alone(tmp_path: Path, more: list[str]) -> None:
+    words = ["push", str(tmp_path), "-w", str(tmp_path), "--keys", "keys.txt", *more]
+    result = CliRunner().invoke(annotate, words)
+    assert result.exit_code == 2
+    assert "--keys chooses exactly what it lists: leave out --fraction and --strategy" in result.stderr
+
+
 def test_one_key_never_means_two_paintings(remote: Workspace, tmp_path: Path, paint: Painter) -> None:
     paint(tmp_path / "one" / "a.png", seed=1)
     paint(tmp_path / "two" / "a.png", seed=2)
