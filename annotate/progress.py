@@ -49,12 +49,13 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar with rate and time left.
 
     Yields:
-        `advance(steps=1, note="")`: move the bar; `note` is shown at its end (a loss, a file name).
+        `advance(steps=1, note="", before=False)`: move the bar; `note` is shown at its end (a loss, a file name); `before`
+            says that an earlier run did these steps, which foretell no time.
 
     On a terminal the bar moves; elsewhere a line is printed every ten seconds and at the end.
     """
     if _silent.get():
-        yield lambda steps=1, note=None: None
+        yield lambda steps=1, note=None, before=False: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -73,8 +74,10 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=console) as bars:
         task = bars.add_task(title, total=total, note="")
 
-        def advance(steps: int = 1, note: str | None = None) -> None:
-            if note is None:
+        def advance(steps: int = 1, note: str | None = None, before: bool = False) -> None:
+            if before:
+                bars.reset(task, completed=steps)
+            elif note is None:
                 bars.update(task, advance=steps)
             else:
                 bars.update(task, advance=steps, note=note)
@@ -84,16 +87,17 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
 
 def _plain(title: str, total: int) -> Iterator[Callable[..., None]]:
     started = last = time.monotonic()
-    done, latest = 0, ""
+    done, earlier, latest = 0, 0, ""
 
     def line() -> None:
         spent = time.monotonic() - started
-        left = f", {spent * (total - done) / done:.0f} s left" if 0 < done < total else ""
+        left = f", {spent * (total - done) / (done - earlier):.0f} s left" if earlier < done < total else ""
         click.echo(f"{title}: {done}/{total}  {spent:.0f} s{left}  {latest}".rstrip(), err=True)
 
-    def advance(steps: int = 1, note: str | None = None) -> None:
-        nonlocal done, last, latest
+    def advance(steps: int = 1, note: str | None = None, before: bool = False) -> None:
+        nonlocal done, earlier, last, latest
         done += steps
+        earlier += steps * before
         latest = latest if note is None else note
         if time.monotonic() - last >= 10:
             last = time.monotonic()

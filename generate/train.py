@@ -300,6 +300,10 @@ class _Bar(L.Callback):
         self.advance = advance
         self.shown = 0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.advance(pl_module.done, before=True)
+        self.shown = pl_module.done
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         if pl_module.done > self.shown:
             figures = pl_module.latest_figures

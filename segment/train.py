@@ -285,7 +285,7 @@ class _Bar(L.Callback):
         self.advance = advance
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.advance(trainer.global_step)
+        self.advance(trainer.global_step, before=True)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         text = f"loss {np.mean(list(pl_module.losses)[-20:]):.3f}"
