@@ -28,6 +28,7 @@ from generate.perceptual import PerceptualLoss, channel_weights
 from generate.train_codes import train_mask_codes, train_painting_codes
 from generate.train_transformer import train_transformer
 from generate.wasserstein import laplacian_bands, sliced_wasserstein
+from segment.device import has_fast_bfloat16
 from segment.model import build, load, save
 from segment.predict import predict_map
 from segment.scores import confusion, score
@@ -223,7 +224,9 @@ def test_what_the_mask_codes_keep_is_what_they_draw_again(trained: Workspace) ->
     for key in ("toy 3", "toy 4"):
         ids = read_mask(trained.mask("shifted", key), Encoding.SHIFTED)
         with torch.no_grad():
-            tokens = codes.encode_mask(torch.from_numpy(ids)[None]).indices
+            half = has_fast_bfloat16(torch.device("cpu"))  # what paintings and masks are cut to tokens in
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                tokens = codes.encode_mask(torch.from_numpy(ids)[None]).indices
             again = codes.decode_indices(tokens)[0].argmax(0).numpy().astype(np.uint8)
         asked, drawn = (classes.to_index(unshift(one)) for one in (ids, again))
         matrix += confusion(asked, drawn, len(classes))
