@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,44 @@ def largest_int8_weight() -> int:
     return 127 if bool((found == 64 * 127**2).all()) else 63
 
 
+@cache
+def onednn_is_quick() -> bool:
+    """Has oneDNN a kernel for int8 on this processor; its reference, all that it has on some, takes a thousand times as long."""
+    if not _has_onednn():
+        return False
+    side, rows = 256, torch.ones(16, 256)
+    scales, zeros = torch.ones(side), torch.zeros(side, dtype=torch.int64)
+    rounded = _rounded(torch.ones(side, side), scales)
+    for_few = torch.ops.quantized.linear_prepack(rounded, None)
+    for_many = torch.ops.onednn.qlinear_prepack(rounded.int_repr(), None)
+    fbgemm = _least_seconds(lambda: _fbgemm(rows, for_few))
+    return _least_seconds(lambda: _onednn(rows.clone(), for_many, scales, zeros)) < 20 * fbgemm
+
+
+def _least_seconds(work: Callable[[], Tensor]) -> float:
+    taken = []
+    for _ in range(4):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def _fbgemm(x: Tensor, packed: Any) -> Tensor:
+    """Rows in [-127, 127], rounded, times the weights."""
+    y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, 1.0, 128, packed)
+    return y
+
+
+def _onednn(x: Tensor, packed: Any, scales: Tensor, zeros: Tensor) -> Tensor:
+    """The same; x is spent."""
+    whole = x.round_().to(torch.int8)
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        whole, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return y
+
+
 def _rounded(weight: Tensor, scales: Tensor) -> Tensor:
     """(out, in) as int8 with a scale for each output; torch has no other way into its kernels than one it deprecates."""
     zeros = torch.zeros(len(weight), dtype=torch.int64)
@@ -130,7 +169,8 @@ class Int8Projection:
     oneDNN's for more (8 rows through the seed document's transformer: 27 ms and 24 ms; 256 rows: 104 ms).
 
     Processors without instructions for it (VNNI or AMX) add two products in 16 bits, which the largest do not fit: there
-    weights have 7 bits, and FBGEMM takes all rows (16 rows through 100 million weights: 17 ms, oneDNN 397, float32 69).
+    weights have 7 bits, and FBGEMM takes all rows (16 rows through 100 million weights: 17 ms, oneDNN 397, float32 69). On a
+    Zen 4, which has VNNI, oneDNN still has only its reference kernel (16 rows through 4 million weights: 731 ms, FBGEMM 0.2).
 
     Source: Dettmers et al. 2022 (LLM.int8), section 2.1, vector-wise quantisation.
     """
@@ -143,7 +183,7 @@ class Int8Projection:
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         rounded = _rounded(weight.float(), self.scales)
         self.for_few = torch.ops.quantized.linear_prepack(rounded, None)
-        usable = largest == 127 and _has_onednn() and len(weight) % LANES == 0
+        usable = largest == 127 and len(weight) % LANES == 0 and onednn_is_quick()
         self.for_many = torch.ops.onednn.qlinear_prepack(rounded.int_repr(), None) if usable else None
         self.least = torch.tensor(1e-14)  # of a row's scale
         self.bias = torch.zeros(len(weight)) if bias is None else bias.float()
@@ -151,32 +191,6 @@ class Int8Projection:
     def __call__(self, x: Tensor) -> Tensor:
         step = torch.add(self.least, x.abs().amax(-1, keepdim=True), alpha=1 / 127)
         few = x.numel() <= FEW * x.shape[-1] or self.for_many is None
-        multiply = self._few if few else self._many
-        return torch.addcmul(self.bias, multiply(x / step), step)
-
-    def _few(self, x: Tensor) -> Tensor:
-        """Rows in [-127, 127], rounded, times the weights."""
-        y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            x, 1.0, 128, self.for_few
-        )
-        return y
-
-    def _many(self, x: Tensor) -> Tensor:
-        """The same; x is spent."""
-        whole = x.round_().to(torch.int8)
-        y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            whole,
-            1.0,
-            0,
-            self.for_many,
-            self.scales,
-            self.zeros,
-            None,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
-        return y
+        whole = x / step
+        y = _fbgemm(whole, self.for_few) if few else _onednn(whole, self.for_many, self.scales, self.zeros)
+        return torch.addcmul(self.bias, y, step)

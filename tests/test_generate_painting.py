@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from generate.decoding import Decoder, KeptSessions, Session
 from generate.drafting import Luck
 from generate.gpt import GPT
 from generate.painting import Chance, Given, paint_tokens
-from generate.projection import Precision, largest_int8_weight, projection
+from generate.projection import Precision, largest_int8_weight, onednn_is_quick, projection
 from generate.scheduling import Group, Schedule
 from generate.window import block_waves, exact_waves, local
 
@@ -287,6 +288,29 @@ def test_int8_products_are_exact() -> None:
     eight = projection(torch.full((192, 64), 3.0), None, "int8")
     for rows in (1, 8, 40):
         torch.testing.assert_close(eight(torch.full((rows, 64), 5.0)), torch.full((rows, 192), 960.0))
+
+
+def test_int8_is_the_same_whichever_kernel_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    weight, x = torch.randn(192, 64), torch.randn(16, 64)
+    found = []
+    for quick in (True, False):
+        monkeypatch.setattr("generate.projection.onednn_is_quick", lambda quick=quick: quick)
+        with torch.inference_mode():
+            found.append(projection(weight, None, "int8")(x))
+    assert torch.equal(*found)
+
+
+def test_a_kernel_that_is_a_thousand_times_slower_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As oneDNN's reference is, on processors that it has no other kernel for."""
+
+    def slow(x: torch.Tensor, *rest: object) -> torch.Tensor:
+        time.sleep(0.2)
+        return x
+
+    for kernel, taken in ((slow, False), (lambda x, *rest: x, True)):
+        monkeypatch.setattr("generate.projection._onednn", kernel)
+        assert onednn_is_quick.__wrapped__() == taken
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3, 100])
