@@ -16,7 +16,7 @@ from generate.few_queries import MOST, FewQueries, few_queries
 from generate.gpt import GPT, Block
 from generate.projection import Precision, activations, kept, pass_costs, projection
 from generate.replay import Rooms
-from segment.device import has_fast_bfloat16
+from segment.device import has_amx
 
 # Of keys and values; with the seed document's transformer in float32 a window has 100 MB.
 KEPT_BYTES = 3 << 30
@@ -45,7 +45,7 @@ class Decoder:
         self.rooms = Rooms(self) if device.type == "cuda" else None
         self.few: FewQueries | None = None
         large = sum(one.numel() for one in model.parameters()) >= COMPILED_FROM
-        if precision == "int8" and large and not has_fast_bfloat16(device):
+        if precision == "int8" and large and not has_amx():
             self.few = few_queries(self.config.width // self.config.heads, self.config.block_size)
         self.costs = pass_costs(precision, device, self.few is not None)
 

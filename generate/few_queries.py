@@ -1,8 +1,8 @@
-"""Attention of a few queries on a processor without bfloat16 hardware, by a C function that is compiled at the start.
+"""Attention of a few queries on a processor without AMX, by a C function that is compiled at the start.
 
 A painting's step asks with one to some queries for all that is kept, so reading that once is what it should cost. torch
 widens bfloat16 in passes of their own there: eight sequences to 384 tokens, 256 of them shared, take 29 to 43 ms through
-the seed document's layers, and 9 to 13 ms here. To compile takes a third of a second, of each process that samples so;
+the seed document's layers with AVX2, and 9 to 13 ms here. To compile takes a third of a second, of each process that samples so;
 where there is no C compiler torch's way goes on.
 """
 

@@ -44,3 +44,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return False
     can = torch.cpu.get_capabilities()
     return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+
+
+@cache
+def has_amx() -> bool:
+    """Does the processor multiply whole tiles of bfloat16 (AMX), where AVX-512 takes them lane by lane."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

@@ -105,7 +105,7 @@ def test_company_changes_no_bit(compiled: FewQueries) -> None:
 def test_int8_goes_on_without(
     way: str, fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("generate.decoding.has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("generate.decoding.has_amx", lambda: False)
     monkeypatch.setattr("generate.decoding.COMPILED_FROM", 0 if way != "small" else 10**6)
     if way == "compiled" and shutil.which("cc") is None:
         pytest.skip("no C compiler here")
