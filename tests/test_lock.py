@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from toy_paintings import toy_workspace
 
 from annotate.errors import UserError
-from annotate.lock import one_training
+from annotate.lock import one_training, take_lock
 from annotate.masks import Encoding, read_mask, unshift, write_mask
 from cli import main
 from generate.training_state import STATE
@@ -40,10 +40,11 @@ def test_a_second_training_is_refused_and_the_first_ones_state_stays(
 
 
 def test_other_models_can_be_trained_meanwhile_and_this_one_afterwards(tmp_path: Path) -> None:
-    with one_training(tmp_path / "models" / "a"), one_training(tmp_path / "models" / "b"):
-        pass
-    with one_training(tmp_path / "models" / "a"):
-        pass
+    a, b = (tmp_path / "models" / name for name in "ab")
+    for _ in range(2):
+        with one_training(a), one_training(b):
+            for folder in (a, b):
+                assert take_lock(folder.with_name(f".{folder.name}.lock")) is None
 
 
 def test_what_loads_crops_does_not_hold_it(tmp_path: Path) -> None:
